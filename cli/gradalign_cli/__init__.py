@@ -1,0 +1,1 @@
+"""The `gradalign` command: each module parses one command, calls one library function, and prints."""

@@ -1,0 +1,65 @@
+"""The two consoles, the progress display, and text made safe for a terminal."""
+
+import logging
+import re
+from types import TracebackType
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+output = Console()
+errors = Console(stderr=True)
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def safe(text: str) -> str:
+    """Untrusted text for the terminal: no control characters, no direction marks, no markup."""
+    return escape(_CONTROL.sub("\ufffd", text))
+
+
+class ProgressDisplay:
+    """A bar with elapsed time and an estimate of what remains; it is told by the pipeline (`gradalign.pipeline.Progress`)."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("elapsed,"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=errors,
+        )
+        self.task = self.bar.add_task("starting", total=None)
+
+    def __enter__(self) -> "ProgressDisplay":
+        logging.basicConfig(
+            level=logging.WARNING, handlers=[RichHandler(console=errors, show_path=False)], format="%(message)s"
+        )
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def begin(self, units: int, done: int) -> None:
+        self.bar.reset(self.task, total=units, completed=done)
+
+    def stage(self, what: str) -> None:
+        self.bar.update(self.task, description=f"{what:<20}")
+
+    def advance(self, units: int) -> None:
+        self.bar.advance(self.task, units)

@@ -1,0 +1,61 @@
+"""The command line's front door: options common to all commands, and how faults are shown."""
+
+import os
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from gradalign import __version__
+from gradalign.types import GradalignError
+from gradalign_cli.console import errors
+from gradalign_cli.doctor import doctor
+from gradalign_cli.rank import rank
+from gradalign_cli.score import score
+
+app = typer.Typer(
+    name="gradalign",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Does a teacher push a student toward success? Token-level answers before any distillation run.",
+)
+app.command()(score)
+app.command()(rank)
+app.command()(doctor)
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a fault.")] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+def main() -> None:
+    """Run the command; a fault the user can mend is one line and exit code 2, an interrupt says how to go on."""
+    if "--version" in sys.argv[1:2]:
+        print(f"gradalign {__version__}")
+        return
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments, prog_name="gradalign")
+    except GradalignError as error:
+        if debug:
+            raise
+        errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        command = shlex.join(["gradalign", *arguments])
+        errors.print(f"\ninterrupted; nothing finished is lost. To go on: [bold]{escape(command)}[/]", soft_wrap=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""gradalign: does a teacher push a student toward success? Token-level answers before any training run.
+
+run = gradalign.score(student="builtin:small", teachers=["ctx:correct_demo", "ctx:wrong_demo"])
+gradalign.rank(run).frame
+gradalign.load_run("runs/...").alignment
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradalign.api import score
+    from gradalign.findings import Ranking, rank
+    from gradalign.store import Run, load_run
+    from gradalign.types import GradalignError
+
+__version__ = "0.1.0"
+__all__ = ["GradalignError", "Ranking", "Run", "__version__", "load_run", "rank", "score"]
+
+_HOMES = {
+    "GradalignError": "gradalign.types",
+    "Ranking": "gradalign.findings",
+    "Run": "gradalign.store",
+    "load_run": "gradalign.store",
+    "rank": "gradalign.findings",
+    "score": "gradalign.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import gradalign` and `gradalign --help` need no torch."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'gradalign' has no attribute {name!r}")

@@ -1,0 +1,111 @@
+"""The Python door to scoring: `gradalign.score(...)`, the same as the command."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gradalign.pipeline import Cast, Execution, Progress, RunConfig, Silent, data_fingerprint, execute, load_cast
+from gradalign.questions import load_questions
+from gradalign.seeds import seed_of
+from gradalign.store import Run, RunFolder, load_run
+from gradalign.types import Question
+
+BUILTIN_STUDENT = "builtin:small"
+BUILTIN_QUESTIONS = "builtin:arithmetic"
+BUILTIN_TEACHERS = ("ctx:correct_demo", "ctx:correct_wrong_demo", "ctx:wrong_demo", "ctx:answer", "model:builtin:large")
+BUILTIN_LIMIT = 64
+BUILTIN_MAX_TOKENS = 64
+
+
+def configure(
+    questions: str | None = None,
+    student: str | None = None,
+    teachers: Sequence[str] = (),
+    objectives: Sequence[str] = (),
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    **settings: Any,
+) -> RunConfig:
+    """A run's settings with the defaults filled in.
+
+    With no student everything is built in: `builtin:small` on 64 questions of `builtin:arithmetic` under five teachers.
+    A student of one's own is scored under `ctx:correct_demo` unless teachers are given.
+    """
+    student = student or BUILTIN_STUDENT
+    builtin_student = student.startswith("builtin:")
+    questions = questions or BUILTIN_QUESTIONS
+    if limit is None and questions.startswith("builtin:"):
+        limit = BUILTIN_LIMIT
+    default_teachers = BUILTIN_TEACHERS if builtin_student else ("ctx:correct_demo",)
+    return RunConfig(
+        student=student,
+        questions=questions,
+        teachers=tuple(teachers) or default_teachers,
+        objectives=tuple(objectives) or ("reverse_kl", "forward_kl"),
+        limit=limit,
+        max_tokens=max_tokens or (BUILTIN_MAX_TOKENS if builtin_student else 1024),
+        **settings,
+    )
+
+
+def default_folder(config: RunConfig) -> Path:
+    """runs/STUDENT-QUESTIONS-HASH: the same settings find the same run again."""
+    parts = [Path(name).stem if "/" in name else name.replace("builtin:", "") for name in (config.student, config.questions)]
+    stem = "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in part) for part in parts)
+    return Path("runs") / f"{stem}-{seed_of(repr(sorted(config.as_dict().items()))) & 0xFFFFFF:06x}"
+
+
+def run_score(
+    config: RunConfig,
+    out: Path | None = None,
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+    cast: Cast | None = None,
+    questions: Sequence[Question] | None = None,
+) -> Run:
+    """Carry out the run that `config` describes, or go on with it, and open it for reading.
+
+    `cast` brings models of one's own instead of those that `config` names, `questions` a set of one's own.
+    """
+    progress = progress or Silent()
+    chosen = tuple(questions) if questions is not None else load_questions(config.questions, config.limit)
+    progress.stage("loading models")
+    cast = cast or load_cast(config, execution or Execution())
+    folder = RunFolder(out or default_folder(config))
+    fingerprints = {f"weights of {name}": value for name, value in cast.fingerprints.items()}
+    folder.open(config.as_dict() | fingerprints | {"data": data_fingerprint(chosen)}, provenance(cast))
+    execute(folder, chosen, cast, config, progress)
+    return load_run(folder.path)
+
+
+def score(
+    questions: str | None = None,
+    *,
+    student: str | None = None,
+    teachers: Sequence[str] = (),
+    objectives: Sequence[str] = (),
+    out: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+    **settings: Any,
+) -> Run:
+    """Score teachers and objectives for a student on questions; returns the Run.
+
+    `questions` is `builtin:NAME[:SPLIT]` or a .jsonl file; `student` a hub id, folder, .gguf file, built-in or well-known name;
+    `teachers` such as `ctx:correct_demo` or `model:NAME`; `objectives` such as `reverse_kl` or `jsd:0.5`. Other settings are
+    those of `RunConfig`: rollouts, budget, limit, max_tokens, seed, temperature, ... Raises `GradalignError` for what the user
+    can mend. An interrupted run goes on when it is called again.
+    """
+    config = configure(questions, student, teachers, objectives, **settings)
+    return run_score(config, None if out is None else Path(out), Execution(device, batch_size))
+
+
+def provenance(cast: Cast) -> dict[str, Any]:
+    """Versions that the run was made with, and what loading the models had to say."""
+    packages = ("gradalign", "torch", "transformers", "numpy")
+    return {
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "notices": cast.notices,
+    }

@@ -1,0 +1,103 @@
+"""A transformers causal model as a LanguageModel: prompt computed once, log-probabilities from chunks of hidden states."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gradalign.models.memory import Batches
+from gradalign.types import GradalignError
+
+
+def output_layer(model: PreTrainedModel) -> torch.nn.Linear:
+    """The layer that makes logits from hidden states."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        raise GradalignError(f"a {type(model).__name__} has no linear output layer; gradalign needs a causal language model")
+    return head
+
+
+class CausalLanguageModel:
+    """Forward passes over prefixes. `vocabulary_size` is the tokenizer's span: padded logits are trimmed on every side."""
+
+    def __init__(self, model: PreTrainedModel, name: str, vocabulary_size: int, temperature: float = 1.0, batch_size: int = 64):
+        self.model = model
+        self.name = name
+        self.temperature = temperature
+        self.batches = Batches(batch_size, f"forward passes of {name}")
+        self.head = output_layer(model)
+        self.vocabulary_size = min(vocabulary_size, self.head.weight.shape[0])
+        self.context_window = int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
+        self._check_head()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @torch.inference_mode()
+    def hidden_states(self, prompt: Sequence[int], continuations: Sequence[np.ndarray]) -> list[Float[Tensor, "T H"]]:
+        """Hidden states (T, H) that predict each continuation's tokens; the prompt is computed once for all of them."""
+        last, cache = self._prefill(prompt)
+
+        def forward(start: int, stop: int) -> list[Tensor]:
+            return self._continue(last, cache, continuations[start:stop])
+
+        return [states for chunk in self.batches.over(len(continuations), forward) for states in chunk]
+
+    @torch.inference_mode()
+    def logprobs(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
+        """Log-softmax in float32 of the trimmed logits over the temperature."""
+        logits = self.logits(hidden_NH)
+        logprobs = torch.log_softmax(logits / self.temperature if self.temperature != 1 else logits, dim=-1)
+        if not bool(torch.isfinite(logprobs.amax(-1)).all()):
+            raise GradalignError(f"model {self.name!r} gave logits that are not numbers; try --dtype float32 or another model")
+        return logprobs
+
+    def logits(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
+        """Float32 logits of the trimmed vocabulary, with what the architecture does after its output layer."""
+        config = self.model.config
+        bias = getattr(self.head, "bias", None)
+        size = self.vocabulary_size
+        logits = torch.nn.functional.linear(hidden_NH, self.head.weight[:size], None if bias is None else bias[:size]).float()
+        if getattr(config, "logits_scaling", None):
+            logits = logits / config.logits_scaling
+        if getattr(config, "logit_scale", None):
+            logits = logits * config.logit_scale
+        cap = getattr(config, "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def _prefill(self, prompt: Sequence[int]) -> tuple[Tensor, object]:
+        ids = torch.tensor([list(prompt)], device=self.device)
+        output = self.model.base_model(input_ids=ids, use_cache=True)
+        return output.last_hidden_state[:, -1:], output.past_key_values
+
+    def _continue(self, last: Tensor, cache: object, chunk: Sequence[np.ndarray]) -> list[Tensor]:
+        lengths = [len(tokens) for tokens in chunk]
+        states = last.expand(len(chunk), -1, -1)
+        width = max(lengths) - 1
+        if width > 0:
+            padded = np.zeros((len(chunk), width), dtype=np.int64)
+            for row, tokens in enumerate(chunk):
+                padded[row, : len(tokens) - 1] = tokens[:-1]
+            own = copy.deepcopy(cache)
+            own.batch_repeat_interleave(len(chunk))  # pyright: ignore[reportAttributeAccessIssue]
+            more = self.model.base_model(
+                input_ids=torch.from_numpy(padded).to(self.device), past_key_values=own, use_cache=True
+            )
+            states = torch.cat([states, more.last_hidden_state], dim=1)
+        return [states[row, :length] for row, length in enumerate(lengths)]
+
+    @torch.inference_mode()
+    def _check_head(self) -> None:
+        """Our head on hidden states must give the model's own logits: an architecture that does more there is refused."""
+        ids = torch.tensor([[0, 1, 2]], device=self.device)
+        theirs = self.model(input_ids=ids).logits[0, :, : self.vocabulary_size].float()
+        ours = self.logits(self.model.base_model(input_ids=ids).last_hidden_state[0])
+        if torch.isfinite(theirs).all() and not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
+            raise GradalignError(
+                f"model {self.name!r} transforms its logits in a way that gradalign does not know; please report it"
+            )

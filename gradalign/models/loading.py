@@ -1,0 +1,88 @@
+"""Load weights, tokenizer and chat template, without running code from the files."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from gradalign.models.causal import CausalLanguageModel, output_layer
+from gradalign.models.chat import ChatCodec, vocabulary_span
+from gradalign.models.names import ModelSource, resolve_model
+from gradalign.models.protocol import LoadedModel
+from gradalign.types import GradalignError
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How models are placed and run. `dtype` auto is bfloat16 on CUDA and float32 elsewhere."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    temperature: float = 1.0
+    batch_size: int = 64
+    chat_template: str | None = None
+
+
+def load_model(name: str, options: LoadOptions) -> LoadedModel:
+    """The model that `name` means, ready for forward passes."""
+    source = resolve_model(name)
+    model, tokenizer = _load_files(source, options)
+    if options.chat_template:
+        tokenizer.chat_template = Path(options.chat_template).read_text(encoding="utf-8")
+    span = vocabulary_span(tokenizer)
+    codec = ChatCodec(tokenizer, name, _stop_ids(model, tokenizer))
+    language_model = CausalLanguageModel(model, name, span, options.temperature, options.batch_size)
+    width = output_layer(model).weight.shape[0]
+    notices = (f"{name}: {width:,} logits over {span:,} tokens, trimmed to the tokens",) if width > span else ()
+    return LoadedModel(language_model, codec, _fingerprint(model, source), notices)
+
+
+def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = options.dtype if options.dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
+    files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False, **files)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=getattr(torch, dtype), trust_remote_code=False, **files
+        )
+    except ImportError as error:
+        extra = " (pip install 'gradalign[gguf]')" if source.kind == "gguf" else ""
+        raise GradalignError(f"model {source.name!r} needs a package that is missing{extra}: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise GradalignError(_why_not_loaded(source, error)) from error
+    return model.to(torch.device(device)).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+
+
+def _why_not_loaded(source: ModelSource, error: Exception) -> str:
+    if source.kind == "hub":
+        return (
+            f"model {source.name!r} ({source.location} on the hub) could not be loaded: no network, no such model, or no access; "
+            f"check the name and the connection, or give a local folder ({_first_line(error)})"
+        )
+    return f"model {source.name!r} could not be loaded from {source.location}: {_first_line(error)}; check that its files are whole"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a turn by the model's generation settings, its configuration or its tokenizer."""
+    declared = [getattr(model.generation_config, "eos_token_id", None), model.config.eos_token_id, tokenizer.eos_token_id]
+    ids = {token for value in declared if value is not None for token in (value if isinstance(value, list) else [value])}
+    if not ids:
+        raise GradalignError("the model names no end-of-turn token; set eos_token_id in its generation_config.json")
+    return frozenset(ids)
+
+
+def _fingerprint(model: PreTrainedModel, source: ModelSource) -> str:
+    """A hash that tells two sets of weights apart: names, shapes and a sample of the values of every tensor."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key, tensor in sorted(model.state_dict().items()):
+        flat = tensor.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+        digest.update(f"{key}{tuple(tensor.shape)}".encode() + sample.tobytes())
+    return f"{source.kind}:{digest.hexdigest()}"

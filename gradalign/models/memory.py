@@ -1,0 +1,50 @@
+"""Batches that fit: when memory runs out, halve the batch, say so, and go on."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from gradalign.types import GradalignError
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class Batches:
+    """Work over `count` items in batches of `size`; the size shrinks for good when a batch does not fit into memory."""
+
+    def __init__(self, size: int, what: str):
+        self.size = max(1, size)
+        self.what = what
+
+    def over(self, count: int, work: Callable[[int, int], Result]) -> Iterator[Result]:
+        """Yield `work(start, stop)` for consecutive batches."""
+        start = 0
+        while start < count:
+            stop = min(count, start + self.size)
+            try:
+                result = work(start, stop)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._halve(stop - start, error)
+                continue
+            start = stop
+            yield result
+
+    def _halve(self, size: int, error: BaseException) -> None:
+        if size == 1:
+            raise GradalignError(
+                f"out of memory in {self.what} even one at a time; use a smaller model or --dtype bfloat16"
+            ) from error
+        self.size = size // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning("out of memory in %s; going on with batches of %d", self.what, self.size)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """CUDA raises its own class; the CPU allocator a RuntimeError that says so."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

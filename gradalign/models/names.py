@@ -1,0 +1,72 @@
+"""From what a user types to where a model lies: built-in, folder, GGUF file, hub id, or a well-known bare name. No torch."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gradalign.builtin import builtin_names, builtin_path
+from gradalign.types import GradalignError
+
+_FAMILIES = {
+    "Qwen": [f"Qwen3-{size}{kind}" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B") for kind in ("", "-Base")]
+    + [f"Qwen2.5-{size}{kind}" for size in ("0.5B", "1.5B", "3B", "7B", "14B", "32B", "72B") for kind in ("", "-Instruct")]
+    + [f"Qwen2.5-Math-{size}{kind}" for size in ("1.5B", "7B", "72B") for kind in ("", "-Instruct")],
+    "meta-llama": [f"Llama-3.2-{size}{kind}" for size in ("1B", "3B") for kind in ("", "-Instruct")]
+    + [f"Llama-3.1-{size}{kind}" for size in ("8B", "70B") for kind in ("", "-Instruct")]
+    + ["Llama-3.3-70B-Instruct"],
+    "HuggingFaceTB": [f"SmolLM2-{size}{kind}" for size in ("135M", "360M", "1.7B") for kind in ("", "-Instruct")]
+    + ["SmolLM3-3B", "SmolLM3-3B-Base"],
+    "google": [f"gemma-3-{size}-{kind}" for size in ("270m", "1b", "4b", "12b", "27b") for kind in ("it", "pt")],
+}
+KNOWN_NAMES = {name: f"{owner}/{name}" for owner, names in _FAMILIES.items() for name in names}
+_BY_LOWER_CASE = {name.lower(): name for name in KNOWN_NAMES}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's files are: a folder on disk, a hub id, or a folder with the name of a GGUF file in it."""
+
+    name: str
+    kind: Literal["folder", "gguf", "hub"]
+    location: str
+    gguf_file: str | None = None
+
+
+def resolve_model(name: str) -> ModelSource:
+    """Find the model that `name` means; an unknown name fails with the nearest known ones."""
+    if name.startswith("builtin:"):
+        return ModelSource(name, "folder", str(_builtin_student(name)))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise GradalignError(f"no such GGUF file: {name}; check the path")
+        return ModelSource(name, "gguf", str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise GradalignError(f"folder {name} holds no config.json; give the folder that save_pretrained wrote")
+        return ModelSource(name, "folder", str(path))
+    known = _BY_LOWER_CASE.get(name.lower())
+    if known:
+        return ModelSource(name, "hub", KNOWN_NAMES[known])
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return ModelSource(name, "hub", name)
+    raise GradalignError(f"unknown model {name!r}; {_nearest(name)}")
+
+
+def _builtin_student(name: str) -> Path:
+    known = builtin_names("students")
+    short = name.removeprefix("builtin:")
+    if short not in known:
+        raise GradalignError(f"unknown built-in model {name!r}; choose from {', '.join('builtin:' + n for n in known)}")
+    return builtin_path("students") / short
+
+
+def _nearest(name: str) -> str:
+    lowered = [*_BY_LOWER_CASE, *(f"builtin:{n}" for n in builtin_names("students"))]
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.4)
+    if close:
+        return (
+            f"did you mean {', '.join(_BY_LOWER_CASE.get(c, c) for c in close)}? A folder, a .gguf file or OWNER/NAME works too"
+        )
+    return "give a folder, a .gguf file, OWNER/NAME on the hub, builtin:small, or a name such as Qwen3-0.6B"

@@ -1,0 +1,8 @@
+"""One question from rollouts to rows, and the executor over questions. Ties the pure rooms to models, engines and the store."""
+
+from gradalign.pipeline.cast import Cast, Member, load_cast
+from gradalign.pipeline.config import Execution, RunConfig
+from gradalign.pipeline.execute import data_fingerprint, execute
+from gradalign.pipeline.progress import Progress, Silent
+
+__all__ = ["Cast", "Execution", "Member", "Progress", "RunConfig", "Silent", "data_fingerprint", "execute", "load_cast"]

@@ -1,0 +1,72 @@
+"""What a run is: every setting that its rows depend on, and apart from them those that only say how it is carried out."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gradalign.contexts import parse_teacher
+from gradalign.objectives import parse_objective
+from gradalign.schedule import NodeSelection
+from gradalign.types import GradalignError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings that rows depend on. Stored in run.json; a run goes on only under the same ones."""
+
+    student: str
+    questions: str
+    teachers: tuple[str, ...]
+    objectives: tuple[str, ...] = ("reverse_kl", "forward_kl")
+    limit: int | None = None
+    rollouts: int = 16
+    demonstrations: int = 8
+    budget: int = 256
+    replicates: int = 8
+    candidates: int = 4
+    candidate_mass: float = 0.995
+    min_visits: int = 4
+    node_selection: NodeSelection = "pps"
+    max_tokens: int = 1024
+    temperature: float = 1.0
+    seed: int = 0
+    dtype: str = "auto"
+    chat_template: str | None = None
+    part_size: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no sense, in a line each."""
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise GradalignError(f"{name} is {value}; it must be at least {least}")
+        if not self.temperature > 0:
+            raise GradalignError(f"temperature is {self.temperature}; it must be above 0 (greedy rollouts have no gradient)")
+        if not 0 < self.candidate_mass <= 1:
+            raise GradalignError(f"candidate_mass is {self.candidate_mass}; it must be above 0 and at most 1")
+        if self.node_selection not in ("pps", "top"):
+            raise GradalignError(f"node_selection is {self.node_selection!r}; choose pps or top")
+        for kind, specs, parse in (("teacher", self.teachers, parse_teacher), ("objective", self.objectives, parse_objective)):
+            if not specs:
+                raise GradalignError(f"no {kind} given; give at least one --{kind}")
+            if len({parse(spec).name for spec in specs}) < len(specs):
+                raise GradalignError(f"a {kind} is given twice among {', '.join(specs)}; give each once")
+            for spec in specs:
+                parse(spec)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+_LEAST = {
+    "limit": 1, "rollouts": 1, "demonstrations": 1, "budget": 1, "replicates": 2, "candidates": 2, "min_visits": 2,
+    "max_tokens": 1, "part_size": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is carried out; rows do not depend on it (up to floating-point ties)."""
+
+    device: str = "auto"
+    batch_size: int = 256

@@ -1,0 +1,49 @@
+"""Teacher prompts of a question: the material it has, each teacher's message, and what had to be left out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gradalign.contexts import Material, missing_material, render_context
+from gradalign.pipeline.cast import Cast
+from gradalign.pipeline.rollouts import Pool
+from gradalign.types import Question, Skip, TeacherSpec
+
+
+@dataclass(frozen=True)
+class TeacherPrompt:
+    """What one teacher sees before the student's tokens."""
+
+    teacher: TeacherSpec
+    message: str
+    tokens: tuple[int, ...]
+
+
+def teacher_prompts(
+    cast: Cast, question: Question, pools: Mapping[str | None, Pool], longest: int
+) -> tuple[list[TeacherPrompt], list[Skip]]:
+    """Prompts of the teachers that this question can have; the others are skipped, with the reason.
+
+    `longest` is the number of tokens of the longest rollout that has to fit behind the prompt.
+    """
+    prompts, skips = [], []
+    for teacher in cast.teachers:
+        material = _material(question, pools.get(teacher.source))
+        lack = missing_material(teacher.context, material)
+        if lack:
+            skips.append(Skip(question.id, teacher.name, lack))
+            continue
+        model = cast.member(teacher.model).model
+        message = render_context(teacher.context, question, material)
+        tokens = model.codec.prompt(message)
+        window = model.language_model.context_window
+        if len(tokens) + longest > window:
+            detail = f"{len(tokens)} tokens of prompt and {longest} of rollout in a window of {window}"
+            skips.append(Skip(question.id, teacher.name, "context longer than the model's window", detail))
+            continue
+        prompts.append(TeacherPrompt(teacher, message, tokens))
+    return prompts, skips
+
+
+def _material(question: Question, pool: Pool | None) -> Material:
+    sampled = {} if pool is None else {"correct": pool.first("right"), "wrong": pool.first("wrong"), "summary": pool.summary}
+    return Material(**sampled, solution=question.solution, answer=question.answer)

@@ -1,0 +1,168 @@
+"""The full-vocabulary pass over a question's nodes: student, teachers and objectives together, in chunks of nodes.
+
+Each model's hidden states are computed once per prefix. Distributions and directions over the vocabulary live for one chunk
+of nodes only; what leaves it are numbers per node and values at a few kept tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gradalign.models import Batches, LanguageModel
+from gradalign.objectives import NodeSignals, Objective
+from gradalign.tree import PrefixTree
+
+DIVERGENCES = (
+    "reverse_kl", "forward_kl", "jsd", "l2", "similarity", "teacher_entropy", "top_overlap", "student_mass_on_teacher_top",
+    "teacher_mass_on_student_top",
+)  # fmt: skip
+RANKINGS = 3
+_TOP = 10
+_CELLS = 1 << 25
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What the pass found at N nodes, for C teachers and O objectives, at K kept tokens (-1 pads a row).
+
+    The last `RANKINGS * ranked` columns of `kept_NK` are the rankings by |d|, |tau - pi| and pi, best first, each `ranked` long;
+    the columns before them are the tokens that base rollouts took.
+    """
+
+    nodes: Int[np.ndarray, " N"]
+    kept_NK: Int[np.ndarray, "N K"]
+    ranked: int
+    student_probs_NK: Float[np.ndarray, "N K"]
+    teacher_probs_CNK: Float[np.ndarray, "C N K"]
+    direction_CONK: Float[np.ndarray, "C O N K"]
+    direction_norm2_CON: Float[np.ndarray, "C O N"]
+    student_entropy_N: Float[np.ndarray, " N"]
+    divergence_CND: Float[np.ndarray, "C N D"]
+
+    @property
+    def priority_N(self) -> Float[np.ndarray, " N"]:
+        """The largest |d| over teachers and objectives."""
+        return np.sqrt(self.direction_norm2_CON.max(axis=(0, 1)))
+
+
+@dataclass(frozen=True, eq=False)
+class SurveyRequest:
+    """A question's tree with its base rollouts, and the prompts under which student and teachers read it."""
+
+    tree: PrefixTree
+    sequences: Sequence[np.ndarray]
+    student: tuple[LanguageModel, tuple[int, ...]]
+    teachers: Mapping[str, tuple[LanguageModel, tuple[int, ...]]]
+
+
+def survey_nodes(request: SurveyRequest, objectives: Sequence[Objective], ranked: int) -> Survey:
+    """Run student and teachers over every node of the tree and keep what scheduling and scoring need."""
+    tree = request.tree
+    nodes = np.flatnonzero(tree.visits() > 0)
+    hidden = [_node_states(model, prompt, request, nodes) for model, prompt in (request.student, *request.teachers.values())]
+    models = [model for model, _ in (request.student, *request.teachers.values())]
+    children_NS, share_NS = _children(tree, nodes)
+    arrays = 4 + len(models) + (len(models) - 1) * len(objectives)
+    size = max(1, _CELLS // (models[0].vocabulary_size * arrays))
+
+    def work(start: int, stop: int) -> dict[str, np.ndarray]:
+        logprobs = [model.logprobs(states[start:stop]) for model, states in zip(models, hidden, strict=True)]
+        return _survey_chunk(logprobs, children_NS[start:stop], share_NS[start:stop], objectives, ranked)
+
+    chunks = list(Batches(size, "the pass over the vocabulary").over(len(nodes), work))
+    joined = {name: np.concatenate([chunk[name] for chunk in chunks], axis=_NODE_AXIS.get(name, 0)) for name in chunks[0]}
+    return Survey(nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), **joined)
+
+
+_NODE_AXIS = {"teacher_probs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "divergence_CND": 1}
+
+
+def _node_states(model: LanguageModel, prompt: tuple[int, ...], request: SurveyRequest, nodes: np.ndarray) -> Tensor:
+    """Hidden states (N, H) of the nodes, each taken from the first rollout that passes it."""
+    origin_RT = request.tree.origin_RT()
+    flat = origin_RT.reshape(-1)
+    node, first = np.unique(flat, return_index=True)
+    rollout, step = np.divmod(first[node >= 0], origin_RT.shape[1])
+    needed, row = np.unique(rollout, return_inverse=True)
+    states = model.hidden_states(prompt, [request.sequences[r] for r in needed])
+    return torch.stack([states[r][t] for r, t in zip(row.reshape(-1), step, strict=True)])
+
+
+def _children(tree: PrefixTree, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that base rollouts took at each node, most taken first (-1 pads), and the share of rollouts that took them."""
+    taken = np.bincount(tree.path_RT[tree.path_RT >= 0], minlength=len(tree))
+    order = np.lexsort((tree.token, -taken, tree.parent))
+    order = order[tree.parent[order] >= 0]
+    row = np.searchsorted(nodes, tree.parent[order])
+    first = np.searchsorted(row, np.arange(len(nodes)))
+    place = np.arange(len(order)) - first[row]
+    tokens_NS = np.full((len(nodes), int(place.max()) + 1), -1, dtype=np.int64)
+    share_NS = np.zeros(tokens_NS.shape)
+    tokens_NS[row, place] = tree.token[order]
+    share_NS[row, place] = taken[order]
+    return tokens_NS, share_NS / share_NS.sum(1, keepdims=True)
+
+
+@torch.inference_mode()
+def _survey_chunk(
+    logprobs: Sequence[Tensor], children_NS: np.ndarray, share_NS: np.ndarray, objectives: Sequence[Objective], ranked: int
+) -> dict[str, np.ndarray]:
+    student, teachers = logprobs[0], logprobs[1:]
+    pi = student.exp()
+    children = torch.from_numpy(children_NS).to(student.device)
+    frequency = torch.zeros_like(pi).scatter_add_(1, children.clamp_min(0), torch.from_numpy(share_NS).to(pi))
+    directions = [[o.direction(NodeSignals(student, tau, frequency)) for o in objectives] for tau in teachers]
+    norm2 = torch.stack([torch.stack([(d**2).sum(-1) for d in row]) for row in directions])
+    ranked = min(ranked, pi.shape[1])
+    kept = torch.cat([children, *(s.topk(ranked).indices for s in _rankings(pi, teachers, directions, norm2))], dim=1)
+    at = kept.clamp_min(0)
+    values = {
+        "kept_NK": kept,
+        "student_probs_NK": pi.gather(1, at),
+        "teacher_probs_CNK": torch.stack([tau.gather(1, at).exp() for tau in teachers]),
+        "direction_CONK": torch.stack([torch.stack([d.gather(1, at) for d in row]) for row in directions]),
+        "direction_norm2_CON": norm2,
+        "student_entropy_N": -(pi * student).sum(-1),
+        "divergence_CND": torch.stack([_divergences(student, tau) for tau in teachers]),
+    }
+    return {name: _numpy(value) for name, value in values.items()}
+
+
+def _rankings(pi: Tensor, teachers: Sequence[Tensor], directions: list[list[Tensor]], norm2: Tensor) -> list[Tensor]:
+    """Scores (N, V) to rank candidate tokens by: share of |d| (largest over teachers and objectives), |tau - pi|, pi."""
+    strength, distance = torch.zeros_like(pi), torch.zeros_like(pi)
+    for row, norms in zip(directions, norm2, strict=True):
+        for d, length2 in zip(row, norms, strict=True):
+            strength = torch.maximum(strength, d.abs() / length2.sqrt().clamp_min(torch.finfo(d.dtype).tiny)[:, None])
+    for tau in teachers:
+        distance = torch.maximum(distance, (tau.exp() - pi).abs())
+    return [strength, distance, pi]
+
+
+def _divergences(student: Tensor, teacher: Tensor) -> Tensor:
+    """The numbers of `DIVERGENCES` for N nodes: (N, D)."""
+    pi, tau = student.exp(), teacher.exp()
+    mixture = torch.logaddexp(student, teacher) - float(np.log(2))
+    top = min(_TOP, pi.shape[1])
+    mine, theirs = student.topk(top).indices, teacher.topk(top).indices
+    overlap = (mine[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
+    columns = [
+        (pi * (student - teacher)).sum(-1),
+        (tau * (teacher - student)).sum(-1),
+        0.5 * ((pi * (student - mixture)).sum(-1) + (tau * (teacher - mixture)).sum(-1)),
+        (pi - tau).norm(dim=-1),
+        torch.nn.functional.cosine_similarity(pi, tau, dim=-1),
+        -(tau * teacher).sum(-1),
+        overlap,
+        pi.gather(1, theirs).sum(-1),
+        tau.gather(1, mine).sum(-1),
+    ]
+    return torch.stack([column.double() for column in columns], dim=-1)
+
+
+def _numpy(value: Tensor) -> np.ndarray:
+    return value.cpu().numpy() if value.dtype == torch.int64 else value.double().cpu().numpy()

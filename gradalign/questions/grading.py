@@ -1,0 +1,72 @@
+"""Graders: from the text of a rollout to a reward. The text is untrusted: it is only ever compared, never run.
+
+The answer read is what follows the last "Answer:" (or "answer is"), else the last \\boxed{...}. A text with neither is
+ungradable, which is its own outcome with reward 0.
+"""
+
+import re
+
+from gradalign.types import Grade, Question
+
+_MARKED = re.compile(r"answer(?:\s+is)?\s*[:=]|answer\s+is\b", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{([^{}]{0,200})\}")
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
+_BOOLEANS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
+
+
+def grade(question: Question, text: str) -> Grade:
+    """Reward 1 if the answer read from `text` equals the question's, else 0."""
+    said = stated_answer(text)
+    read = None if said is None else _READERS[question.kind](said, question)
+    if read is None:
+        return Grade(0.0, "ungradable", said)
+    wanted = _READERS[question.kind](question.answer, question)
+    right = read == (wanted if wanted is not None else question.answer.strip())
+    return Grade(1.0 if right else 0.0, "right" if right else "wrong", read)
+
+
+def stated_answer(text: str) -> str | None:
+    """What stands on the line after the last answer mark, or in the last box; hidden reasoning is not read."""
+    text = text.rpartition("</think>")[2]
+    marks = list(_MARKED.finditer(text))
+    if marks:
+        after = text[marks[-1].end() :].strip()
+        return (_last(_BOXED, after) or after.splitlines()[0].strip()) if after else None
+    return _last(_BOXED, text)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = pattern.findall(text)
+    return found[-1].strip() if found else None
+
+
+def _read_number(said: str, question: Question) -> str | None:
+    match = _NUMBER.search(said)
+    if not match:
+        return None
+    numerator, _, denominator = match.group().replace(",", "").partition("/")
+    if not denominator:
+        return f"{float(numerator):.12g}"
+    return f"{float(numerator) / float(denominator):.12g}" if float(denominator) else None
+
+
+def _read_boolean(said: str, question: Question) -> str | None:
+    match = re.search(r"\b(yes|no|true|false)\b", said, re.IGNORECASE)
+    return _BOOLEANS[match.group(1).lower()] if match else None
+
+
+def _read_choice(said: str, question: Question) -> str | None:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(question.choices) or 4]
+    match = re.match(rf"[\s(*\"']*([{letters}])(?![A-Za-z])", said, re.IGNORECASE)
+    if match:
+        return match.group(1).upper()
+    folded = [choice.strip().casefold() for choice in question.choices]
+    text = said.strip(" .\"'*").casefold()
+    return letters[folded.index(text)] if text in folded else None
+
+
+def _read_exact(said: str, question: Question) -> str | None:
+    return " ".join(said.strip(" .\"'*").split()).casefold() or None
+
+
+_READERS = {"numeric": _read_number, "boolean": _read_boolean, "choice": _read_choice, "exact": _read_exact}

@@ -1,0 +1,79 @@
+"""Question sets: the built-in ones and JSON-lines files. Every fault names its file and line."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from gradalign.builtin import builtin_names, builtin_path
+from gradalign.types import GradalignError, Question
+
+KINDS = ("numeric", "boolean", "choice", "exact")
+SPLITS = ("train", "heldout")
+
+
+def load_questions(source: str, limit: int | None = None) -> tuple[Question, ...]:
+    """Questions of `builtin:NAME`, `builtin:NAME:SPLIT` or a .jsonl file, the first `limit` of them."""
+    path = _builtin(source) if source.startswith("builtin:") else Path(source).expanduser()
+    if not path.is_file():
+        raise GradalignError(f"no such question file: {source}; give a .jsonl file or builtin:arithmetic")
+    with path.open(encoding="utf-8") as lines:
+        questions = tuple(_parsed(lines, source))
+    if not questions:
+        raise GradalignError(f"{source} holds no questions")
+    _require_unique(questions, source)
+    return questions[:limit]
+
+
+def _builtin(source: str) -> Path:
+    name, _, split = source.removeprefix("builtin:").partition(":")
+    known = builtin_names("questions")
+    if name not in known or (split or "train") not in SPLITS:
+        choices = ", ".join(f"builtin:{n}" for n in known)
+        raise GradalignError(f"unknown built-in questions {source!r}; choose from {choices}, with :train or :heldout behind it")
+    return builtin_path("questions") / name / f"{split or 'train'}.jsonl"
+
+
+def _parsed(lines: Iterable[str], source: str) -> Iterable[Question]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield _question(json.loads(line), number)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise GradalignError(
+                f"{source}, line {number}: {what}; a line is a JSON object with question, answer and, if wanted, id, kind, "
+                "choices, solution, difficulty"
+            ) from error
+
+
+def _question(record: dict, number: int) -> Question:
+    choices = tuple(str(choice) for choice in record.get("choices") or ())
+    answer = str(record["answer"]).strip()
+    kind = record.get("kind") or _guessed_kind(answer, choices)
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    if len(choices) > 26:
+        raise ValueError("more than 26 choices")
+    optional = {key: None if record.get(key) is None else str(record[key]) for key in ("solution", "difficulty")}
+    return Question(str(record.get("id", f"q{number}")), str(record["question"]), answer, kind, choices, **optional)
+
+
+def _guessed_kind(answer: str, choices: tuple[str, ...]) -> str:
+    if choices:
+        return "choice"
+    if answer.lower() in ("yes", "no", "true", "false"):
+        return "boolean"
+    try:
+        float(answer.replace(",", ""))
+    except ValueError:
+        return "exact"
+    return "numeric"
+
+
+def _require_unique(questions: tuple[Question, ...], source: str) -> None:
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise GradalignError(f"{source} holds the question id {question.id!r} twice; give each question its own")
+        seen.add(question.id)

@@ -1,0 +1,65 @@
+"""A run read back: pandas frames of its finished parts."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradalign.store.folder import checked_parts, part_path, read_description
+from gradalign.store.schema import TABLES, arrow_schema
+from gradalign.types import GradalignError
+
+
+class Run:
+    """A run folder as pandas frames: `run.frame("alignment")`, or `run.alignment`, one attribute for each table."""
+
+    def __init__(self, path: Path, description: dict[str, Any], parts: list[int]):
+        self.path = path
+        self.description = description
+        self.parts = parts
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The configuration and the fingerprints of models and data."""
+        return self.description["identity"]
+
+    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A table of the run over all finished parts, as Arrow."""
+        if name not in TABLES:
+            raise GradalignError(f"a run has no table {name!r}; choose from {', '.join(TABLES)}")
+        files = [part_path(self.path, name, part) for part in self.parts]
+        schema = arrow_schema(name)
+        if columns is not None:
+            schema = pa.schema([schema.field(column) for column in columns])
+        return pa.concat_tables(
+            [schema.empty_table(), *(pq.read_table(file, columns=columns, schema=schema) for file in files)]
+        )
+
+    def frame(self, name: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """A table of the run as a pandas frame; `gradalign.store.TABLES` says what its columns mean."""
+        return self.table(name, columns).to_pandas()
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        if name in TABLES:
+            return self.frame(name)
+        raise AttributeError(name)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {len(self.parts)} parts, student {self.identity.get('student')})"
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a run for reading; only finished parts are read, and a damaged one is refused by name."""
+    folder = Path(path).expanduser()
+    description = read_description(folder)
+    parts = checked_parts(folder)
+    for problem in parts.values():
+        if problem is not None:
+            raise GradalignError(
+                f"run {folder} is damaged: {problem}; run its `gradalign score` command again to redo that part"
+            )
+    if not parts:
+        raise GradalignError(f"run {folder} has no finished part yet; let its `gradalign score` go on")
+    return Run(folder, description, sorted(parts))

@@ -1,0 +1,156 @@
+"""The tables of a run as data: column, type, unit, meaning. Writer, reader, report and docs all use this table."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `unit` is empty for names, flags and ratios without one."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    meaning: str
+
+
+_TEXT, _INT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_IDS, _REALS = pa.list_(pa.int32()), pa.list_(pa.float32())
+
+_QUESTION = Column("question", _TEXT, "", "id of the question")
+_NODE = Column("node", _INT, "", "number of the node in its question's tree; 0 is the prompt alone")
+_TEACHER = Column("teacher", _TEXT, "", "teacher as the user wrote it")
+_WEIGHT = Column(
+    "weight", _REAL, "visits per rollout", "visitation over inclusion probability; missing where nodes were taken outright"
+)
+
+TABLES: dict[str, tuple[Column, ...]] = {
+    "questions": (
+        _QUESTION,
+        Column("order", _INT, "", "place of the question in its set"),
+        Column("text", _TEXT, "", "the question"),
+        Column("answer", _TEXT, "", "its answer"),
+        Column("kind", _TEXT, "", "which grader reads the answer"),
+        Column("difficulty", _TEXT, "", "difficulty as its set states it"),
+        Column("rollouts", _INT, "rollouts", "base rollouts"),
+        Column("pass_rate", _REAL, "", "mean reward of the base rollouts"),
+        Column("right", _INT, "rollouts", "base rollouts with reward 1"),
+        Column("ungradable", _INT, "rollouts", "base rollouts in which no answer could be read (reward 0)"),
+        Column("truncated", _INT, "rollouts", "base rollouts cut at the length limit"),
+        Column("nodes", _INT, "nodes", "prefixes at which base rollouts chose a token"),
+        Column("scored_nodes", _INT, "nodes", "nodes chosen for targeted rollouts"),
+        Column("targeted_rollouts", _INT, "rollouts", "targeted rollouts sampled"),
+        Column("sampled_tokens", _INT, "tokens", "tokens sampled from any model: base, demonstrations, summaries, targeted"),
+    ),
+    "contexts": (
+        _QUESTION,
+        _TEACHER,
+        Column("message", _TEXT, "", "the user message that the teacher sees"),
+        Column("prompt_tokens", _IDS, "", "the teacher's whole prompt as token ids"),
+        Column("length", _INT, "tokens", "length of the teacher's prompt"),
+    ),
+    "rollouts": (
+        _QUESTION,
+        Column("purpose", _TEXT, "", "base, demonstration, or targeted"),
+        Column("rollout", _INT, "", "number of the rollout among those of its purpose"),
+        Column("source", _TEXT, "", "the model it was sampled from"),
+        Column("node", _INT, "", "targeted: the node at which a token was forced"),
+        Column("token", _INT, "", "targeted: the token that was forced"),
+        Column("text", _TEXT, "", "text of base rollouts and demonstrations"),
+        Column("tokens", _IDS, "", "sampled tokens; of a targeted rollout those after the forced one"),
+        Column("logprobs", _REALS, "nats", "log-probability of each sampled token under what it was sampled from"),
+        Column("stop", _TEXT, "", "why it ended: stop token or length"),
+        Column("reward", _REAL, "", "reward of the whole rollout"),
+        Column("outcome", _TEXT, "", "right, wrong or ungradable"),
+        Column("read_answer", _TEXT, "", "the answer that the grader read"),
+    ),
+    "nodes": (
+        _QUESTION,
+        _NODE,
+        Column("parent", _INT, "", "the node before its last token; -1 at the root"),
+        Column("token", _INT, "", "its last token; -1 at the root"),
+        Column("depth", _INT, "tokens", "number of generated tokens in the prefix"),
+        Column("window", _INT, "", "depth window: 0 is [0,1), 1 is [1,2), 2 is [2,4), ..."),
+        Column("visits", _INT, "rollouts", "base rollouts that chose a token here"),
+        Column("priority", _REAL, "", "largest |d| over the teachers and objectives compared"),
+        Column("inclusion", _REAL, "", "probability with which the node was chosen; missing where nodes were taken outright"),
+        Column("scored", _FLAG, "", "chosen for targeted rollouts"),
+        _WEIGHT,
+        Column("student_entropy", _REAL, "nats", "entropy of the student's next token"),
+        Column("tried", _INT, "tokens", "tokens with enough rollouts: the support"),
+        Column("student_mass", _REAL, "", "mass of the student's distribution on the support"),
+        Column("value", _REAL, "", "estimated success, the student-weighted mean over the support"),
+        Column("informative", _FLAG, "", "success differs between tokens beyond noise (level 0.05, support full)"),
+        Column("informative_visited", _FLAG, "", "the same on the renormalised support"),
+        Column(
+            "g_norm2", _REAL, "", "squared length of the ideal direction, support full, corrected for noise (may be negative)"
+        ),
+        Column("g_norm2_raw", _REAL, "", "the same as estimated, too large by noise"),
+        Column("g_norm2_visited", _REAL, "", "corrected squared length on the renormalised support"),
+        Column("g_norm2_visited_raw", _REAL, "", "the same as estimated, too large by noise"),
+    ),
+    "branches": (
+        _QUESTION,
+        _NODE,
+        Column("token", _INT, "", "the token chosen at the node"),
+        Column("token_text", _TEXT, "", "its text"),
+        Column("student_prob", _REAL, "", "the student's probability of it"),
+        Column("candidate", _FLAG, "", "targeted rollouts were forced through it"),
+        Column("in_support", _FLAG, "", "it had enough rollouts to count"),
+        Column("n", _INT, "rollouts", "rollouts that are valid for it"),
+        Column("success", _REAL, "", "their mean reward"),
+        Column("lower", _REAL, "", "lower end of the 95% interval of success (Jeffreys)"),
+        Column("upper", _REAL, "", "upper end"),
+        Column("exact", _FLAG, "", "it ends the rollout, so its success is known"),
+        Column("ideal", _REAL, "", "ideal direction g at it, support full"),
+    ),
+    "teachers": (
+        _QUESTION,
+        _NODE,
+        _TEACHER,
+        Column("reverse_kl", _REAL, "nats", "KL(student || teacher)"),
+        Column("forward_kl", _REAL, "nats", "KL(teacher || student)"),
+        Column("jsd", _REAL, "nats", "Jensen-Shannon divergence"),
+        Column("l2", _REAL, "", "Euclidean distance of the two distributions"),
+        Column("similarity", _REAL, "", "cosine similarity of the two distributions"),
+        Column("teacher_entropy", _REAL, "nats", "entropy of the teacher's next token"),
+        Column("top_overlap", _REAL, "", "share of the 10 most likely tokens that both have"),
+        Column("student_mass_on_teacher_top", _REAL, "", "student's mass on the teacher's 10 most likely tokens"),
+        Column("teacher_mass_on_student_top", _REAL, "", "teacher's mass on the student's 10 most likely tokens"),
+        Column("teacher_mass", _REAL, "", "scored nodes: mass of the teacher's distribution on the support"),
+        Column("advantage", _REAL, "", "scored nodes: teacher advantage, sum of (tau - pi) S, untried tokens at the mean"),
+    ),
+    "alignment": (
+        _QUESTION,
+        _NODE,
+        _TEACHER,
+        Column("objective", _TEXT, "", "objective as the user wrote it"),
+        _WEIGHT,
+        Column("alignment", _REAL, "", "cosine of ideal and distillation direction on the renormalised support"),
+        Column("alignment_full", _REAL, "", "the same over the whole vocabulary, untried tokens at the mean success"),
+        Column("dot", _REAL, "success per unit step", "<g, d> over the whole vocabulary"),
+        Column("dot_se", _REAL, "success per unit step", "its standard error from the success estimates"),
+        Column("dot_visited", _REAL, "success per unit step", "<g, d> on the renormalised support"),
+        Column("dot_visited_se", _REAL, "success per unit step", "its standard error"),
+        Column("d_norm2", _REAL, "", "squared length of the distillation direction over the whole vocabulary"),
+        Column("d_norm2_visited", _REAL, "", "the same on the renormalised support"),
+        Column("captured", _REAL, "", "share of |d|^2 on the support"),
+    ),
+    "skipped": (
+        _QUESTION,
+        Column("teacher", _TEXT, "", "the teacher left out for this question; missing where the question was left out whole"),
+        Column("reason", _TEXT, "", "why"),
+        Column("detail", _TEXT, "", "more about it"),
+    ),
+}
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """The Arrow schema of a table, each field carrying its unit and meaning as metadata."""
+    return pa.schema(
+        [
+            pa.field(column.name, column.type, metadata={"unit": column.unit, "meaning": column.meaning})
+            for column in TABLES[table]
+        ]
+    )
