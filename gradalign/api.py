@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ BUILTIN_QUESTIONS = "builtin:arithmetic"
 BUILTIN_TEACHERS = ("ctx:correct_demo", "ctx:correct_wrong_demo", "ctx:wrong_demo", "ctx:answer", "model:builtin:large")
 BUILTIN_LIMIT = 64
 BUILTIN_MAX_TOKENS = 64
+MAX_TOKENS = 1024
 
 
 def configure(
@@ -45,7 +47,7 @@ def configure(
         teachers=tuple(teachers) or default_teachers,
         objectives=tuple(objectives) or ("reverse_kl", "forward_kl"),
         limit=limit,
-        max_tokens=max_tokens or (BUILTIN_MAX_TOKENS if builtin_student else 1024),
+        max_tokens=max_tokens or (BUILTIN_MAX_TOKENS if builtin_student else None),
         **settings,
     )
 
@@ -73,11 +75,19 @@ def run_score(
     chosen = tuple(questions) if questions is not None else load_questions(config.questions, config.limit)
     progress.stage("loading models")
     cast = cast or load_cast(config, execution or Execution())
+    config = _with_length(config, cast)
     folder = RunFolder(out or default_folder(config))
     fingerprints = {f"weights of {name}": value for name, value in cast.fingerprints.items()}
     folder.open(config.as_dict() | fingerprints | {"data": data_fingerprint(chosen)}, provenance(cast))
     execute(folder, chosen, cast, config, progress)
     return load_run(folder.path)
+
+
+def _with_length(config: RunConfig, cast: Cast) -> RunConfig:
+    """The configuration with its longest rollout settled."""
+    if config.max_tokens is not None:
+        return config
+    return replace(config, max_tokens=min(MAX_TOKENS, cast.student.model.language_model.context_window // 2))
 
 
 def score(

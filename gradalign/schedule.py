@@ -6,12 +6,9 @@ are kept, so that averages can be put back on the on-policy nodes (Horvitz and T
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-
-NodeSelection = Literal["pps", "top"]
 
 _UNIFORM_SHARE = 0.1
 
@@ -77,7 +74,7 @@ def choose_nodes(
     size_N: Float[np.ndarray, " N"],
     budget: int,
     rng: np.random.Generator,
-    selection: NodeSelection = "pps",
+    selection: str = "pps",
 ) -> NodeSample:
     """Choose about `budget` nodes, equally many from each window: by probability proportional to size, or the top ones.
 

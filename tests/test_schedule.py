@@ -73,10 +73,10 @@ def test_top_takes_the_largest_and_has_no_inclusion_probabilities():
 
 
 def test_candidates_begin_with_sampled_tokens_and_stop_when_enough_is_captured():
-    shares = {token: (0.25, 0.25) for token in range(6)}
+    shares = dict.fromkeys(range(6), (0.25, 0.25))
     assert choose_candidates([4], [[0, 1], [2, 3], [4, 5]], shares, 5, 0.9) == [4, 0, 2, 1]
     assert choose_candidates([4], [[0, 1], [2, 3], [4, 5]], shares, 3, 1.0) == [4, 0, 2]
-    assert choose_candidates([4], [[4, 1], [4, 3], [4, 5]], {k: (1.0, 1.0) for k in range(6)}, 4, 0.9) == [4, 1]
+    assert choose_candidates([4], [[4, 1], [4, 3], [4, 5]], dict.fromkeys(range(6), (1.0, 1.0)), 4, 0.9) == [4, 1]
 
 
 @settings(max_examples=50)

@@ -20,7 +20,7 @@ def test_tree_holds_every_prefix_once(raw):
     visits = dict(zip((tree.prefix(n) for n in range(len(tree))), tree.visits(), strict=True))
     for prefix in prefixes:
         assert visits[prefix] == sum(tuple(s[: len(prefix)]) == prefix and len(s) > len(prefix) for s in raw)
-        assert tree.depth[[n for n in range(len(tree)) if tree.prefix(n) == prefix][0]] == len(prefix)
+        assert tree.depth[next(n for n in range(len(tree)) if tree.prefix(n) == prefix)] == len(prefix)
 
 
 @given(sequences, st.randoms(use_true_random=False))

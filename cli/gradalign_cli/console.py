@@ -28,6 +28,10 @@ def safe(text: str) -> str:
     return escape(_CONTROL.sub("\ufffd", text))
 
 
+class Interrupted(Exception):
+    """Ctrl-C while work was under way."""
+
+
 class ProgressDisplay:
     """A bar with elapsed time and an estimate of what remains; it is told by the pipeline (`gradalign.pipeline.Progress`)."""
 
@@ -54,6 +58,8 @@ class ProgressDisplay:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
+        if kind is KeyboardInterrupt:
+            raise Interrupted from error
 
     def begin(self, units: int, done: int) -> None:
         self.bar.reset(self.task, total=units, completed=done)

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from gradalign import __version__
 from gradalign.types import GradalignError
-from gradalign_cli.console import errors
+from gradalign_cli.console import Interrupted, errors
 from gradalign_cli.doctor import doctor
 from gradalign_cli.rank import rank
 from gradalign_cli.score import score
@@ -51,7 +51,7 @@ def main() -> None:
             raise
         errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except Interrupted:
         command = shlex.join(["gradalign", *arguments])
         errors.print(f"\ninterrupted; nothing finished is lost. To go on: [bold]{escape(command)}[/]", soft_wrap=True)
         sys.exit(130)

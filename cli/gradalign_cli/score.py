@@ -51,7 +51,9 @@ def score(
         typer.Option(help="pps (probability proportional to size, for ranking) or top (the published scheduler, for looking)."),
     ] = "pps",
     limit: Annotated[int | None, typer.Option(help="Take the first questions only (64 of a built-in set).")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest rollout (1024; built-in students 64).")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest rollout [default: 1024 or half the window, built-in students 64].")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Divides the logits of student, sampler and teacher.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal rows.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder [default: runs/ and a name made of the settings].")] = None,

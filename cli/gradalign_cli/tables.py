@@ -1,9 +1,13 @@
-"""The ranking as a table in the terminal."""
+"""The ranking as a table in the terminal: as many columns as its width allows."""
 
 # pandas types its results too widely for these rules.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
+from collections.abc import Callable
+
+import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gradalign.findings import CAVEAT, Ranking
@@ -11,54 +15,60 @@ from gradalign_cli.console import output, safe
 
 _HEADS = {
     "drive": "drive ·10³",
-    "gain": "gain ·10³",
+    "gain": "gain",
     "pooled_cosine": "pooled cos",
     "weighted_cosine": "weighted cos",
     "mean_cosine": "mean cos",
     "teacher_advantage": "advantage ·10³",
 }
-_SCALE = {"drive": 1e3, "gain": 1e3, "teacher_advantage": 1e3}
+_SCALE = {"drive": 1e3, "teacher_advantage": 1e3}
+_WIDTH_FOR_ALL = 150
 
 
 def print_ranking(ranking: Ranking) -> None:
     """Best first: scores, the interval of the ordering score, the paired difference to the best, and what it rests on."""
-    by, scale = ranking.by, _SCALE.get(ranking.by, 1.0)
-    table = Table(title=f"Ranking by {by} over {ranking.questions} questions", caption=CAVEAT, caption_justify="left")
-    table.add_column("")
-    table.add_column("teacher", overflow="fold")
-    table.add_column("objective")
+    by, frame = ranking.by, ranking.frame
+    others = [name for name in _HEADS if name != by] if output.width >= _WIDTH_FOR_ALL else []
+    table = Table(
+        title=f"Ranking by {by} over {ranking.questions} questions", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for head in ("", "teacher", "objective"):
+        table.add_column(head, no_wrap=head != "teacher", overflow="fold")
     table.add_column(_HEADS[by], justify="right", style="bold")
-    table.add_column("95% interval", justify="right")
-    table.add_column("less the best", justify="right")
-    table.add_column("P(best)", justify="right")
-    others = [name for name in _HEADS if name != by]
-    for name in others:
-        table.add_column(_HEADS[name], justify="right")
-    for place, row in ranking.frame.iterrows():
-        marked = "=" if row["tied"] and place != 0 else ""
+    for head in ("95% interval", "less the best", *(["P(best)", *(_HEADS[name] for name in others)] if others else [])):
+        table.add_column(head, justify="right", no_wrap=True)
+    show = {name: _formatter(frame, name) for name in _HEADS}
+    for place, row in enumerate(frame.to_dict("records"), start=1):
         table.add_row(
-            f"{place + 1}{marked}",  # pyright: ignore[reportOperatorIssue]
+            f"{place}{'=' if row['tied'] and place > 1 else ''}",
             safe(row["teacher"]),
             safe(row["objective"]),
-            number(row[by] * scale),
-            interval(row, by, scale),
-            "best" if row["difference"] == 0 else interval(row, "difference", scale),
-            number(row["p_best"], 2),
-            *(number(row[name] * _SCALE.get(name, 1.0)) for name in others),
+            show[by](row[by]),
+            _interval(row, by, show[by]),
+            "best" if place == 1 else _interval(row, "difference", show[by]),
+            *([f"{row['p_best']:.2f}", *(show[name](row[name]) for name in others)] if others else []),
         )
     output.print(table)
-    if (ranking.frame["tied"].sum()) > 1:
+    if frame["tied"].sum() > 1:
         output.print("'=' marks what cannot be told from the best (95% interval of the paired difference).")
     if ranking.left_out:
-        output.print(f"{ranking.left_out} questions are left out, since not every teacher could be scored on them.")
+        output.print(f"{ranking.left_out} questions are left out: not every teacher could be scored on them.")
     for note in ranking.notes:
         output.print(f"[dim]· {safe(note)}[/]")
+    if not others:
+        output.print(f"[dim]· a terminal of {_WIDTH_FOR_ALL} columns shows the other scores too[/]")
+    output.print(f"[dim]{CAVEAT}[/]")
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A number in fixed decimals; a missing one as a dash."""
-    return "-" if pd.isna(value) else f"{value:+.{digits}f}" if digits == 3 else f"{value:.{digits}f}"
+def _formatter(frame: pd.DataFrame, name: str) -> Callable[[float], str]:
+    """Numbers of a column with as many decimals as its largest needs for three digits; a missing one as a dash."""
+    scale = _SCALE.get(name, 1.0)
+    largest = (frame[[name, f"{name}_low", f"{name}_high"]].abs() * scale).to_numpy()
+    top = np.nanmax(largest) if np.isfinite(largest).any() else 1.0
+    decimals = int(np.clip(2 - np.floor(np.log10(max(top, 1e-6))), 0, 8))
+    return lambda value: "-" if pd.isna(value) else f"{value * scale:+.{decimals}f}"
 
 
-def interval(row: pd.Series, name: str, scale: float) -> str:
-    return f"[{number(row[f'{name}_low'] * scale)}, {number(row[f'{name}_high'] * scale)}]".replace("[", r"\[")
+def _interval(row: dict, name: str, show: Callable[[float], str]) -> str:
+    """The two ends stored beside a score."""
+    return rf"\[{show(row[f'{name}_low'])}, {show(row[f'{name}_high'])}]"

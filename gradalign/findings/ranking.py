@@ -51,9 +51,7 @@ def rank(run: Run, by: str = "drive", support: str = "visited", draws: int = 200
         raise GradalignError("this run took the top nodes, for looking; score again with --node-selection pps to rank")
     rows = _scored_rows(run, support)
     keys, sums, notes = _question_sums(rows, run)
-    scores = pooled_scores(sums.map(lambda array: array.sum(-1)))
-    counts = bootstrap_counts(sums.weight.shape[-1], draws, seed)
-    resampled = pooled_scores(sums.map(lambda array: counts @ array.T))
+    scores, resampled = _scores(sums, draws, seed)
     frame = pd.DataFrame(keys, columns=KEYS)
     for name in SCORES:
         low, high = percentile_interval(resampled[name])
@@ -88,12 +86,17 @@ def paired_difference(
     for key in (one, other):
         if key not in keys:
             raise GradalignError(f"the run has no teacher and objective {key}; it has {', '.join(map(str, keys))}")
-    counts = bootstrap_counts(sums.weight.shape[-1], draws, seed)
-    score = pooled_scores(sums.map(lambda array: array.sum(-1)))[by]
-    resampled = pooled_scores(sums.map(lambda array: counts @ array.T))[by]
+    score, resampled = (scores[by] for scores in _scores(sums, draws, seed))
     i, j = keys.index(one), keys.index(other)
     low, high = percentile_interval(resampled[:, i] - resampled[:, j])
     return float(score[i] - score[j]), float(low), float(high)
+
+
+def _scores(sums: ScoreSums, draws: int, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Scores (M,) with equal question weights 1/Q, and the same on resamples of the questions (B, M)."""
+    questions = sums.weight.shape[-1]
+    counts = bootstrap_counts(questions, draws, seed) / questions
+    return pooled_scores(sums.map(lambda array: array.mean(-1))), pooled_scores(sums.map(lambda array: counts @ array.T))
 
 
 def _scored_rows(run: Run, support: str) -> pd.DataFrame:
@@ -117,7 +120,7 @@ def _question_sums(rows: pd.DataFrame, run: Run) -> tuple[list[tuple[str, str]],
     counts = rows.groupby("teacher")["question"].nunique()
     absent = [teacher for teacher in run.identity["teachers"] if teacher not in counts.index]
     if counts.empty:
-        raise GradalignError("no question could be scored under any teacher; the run's `skipped` table says why")
+        raise GradalignError(f"no question could be scored under any teacher ({'; '.join(outcome_notes(run))})")
     shared = set.intersection(*(set(group) for _, group in rows.groupby("teacher")["question"]))
     if not shared:
         raise GradalignError("the teachers share no question; the run's `skipped` table says why: rank fewer teachers together")

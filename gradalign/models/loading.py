@@ -14,6 +14,9 @@ from gradalign.models.protocol import LoadedModel
 from gradalign.types import GradalignError
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """How models are placed and run. `dtype` auto is bfloat16 on CUDA and float32 elsewhere."""
@@ -30,18 +33,20 @@ def load_model(name: str, options: LoadOptions) -> LoadedModel:
     source = resolve_model(name)
     model, tokenizer = _load_files(source, options)
     if options.chat_template:
-        tokenizer.chat_template = Path(options.chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = _read_template(options.chat_template)
     span = vocabulary_span(tokenizer)
     codec = ChatCodec(tokenizer, name, _stop_ids(model, tokenizer))
     language_model = CausalLanguageModel(model, name, span, options.temperature, options.batch_size)
     width = output_layer(model).weight.shape[0]
     notices = (f"{name}: {width:,} logits over {span:,} tokens, trimmed to the tokens",) if width > span else ()
-    return LoadedModel(language_model, codec, _fingerprint(model, source), notices)
+    return LoadedModel(language_model, codec, _fingerprint(model, source), model.num_parameters(), notices)
 
 
 def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = options.dtype if options.dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
+    device = _device(options.device)
+    dtype = options.dtype if options.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    if dtype not in DTYPES:
+        raise GradalignError(f"unknown dtype {dtype!r}; choose from auto, {', '.join(DTYPES)}")
     files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False, **files)
@@ -51,9 +56,26 @@ def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedMo
     except ImportError as error:
         extra = " (pip install 'gradalign[gguf]')" if source.kind == "gguf" else ""
         raise GradalignError(f"model {source.name!r} needs a package that is missing{extra}: {_first_line(error)}") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # loaders raise whatever the files provoke
         raise GradalignError(_why_not_loaded(source, error)) from error
-    return model.to(torch.device(device)).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+    return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GradalignError(f"chat template {path} cannot be read ({_first_line(error)}); check the path") from error
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name, or an accelerator if there is one; refused if it cannot be used here."""
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise GradalignError(f"device {name!r} cannot be used here ({_first_line(error)}); choose auto, cpu or cuda") from error
+    return device
 
 
 def _why_not_loaded(source: ModelSource, error: Exception) -> str:

@@ -51,4 +51,5 @@ class LoadedModel:
     language_model: LanguageModel
     codec: Codec
     fingerprint: str
+    parameters: int = 0
     notices: tuple[str, ...] = ()

@@ -38,6 +38,11 @@ class Cast:
         }
 
     @property
+    def parameters(self) -> int:
+        """Parameters of the largest model."""
+        return max(member.model.parameters for member in (self.student, *self.others.values()))
+
+    @property
     def notices(self) -> list[str]:
         """What loading had to say."""
         return [notice for member in (self.student, *self.others.values()) for notice in member.model.notices]

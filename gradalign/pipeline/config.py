@@ -5,13 +5,15 @@ from typing import Any
 
 from gradalign.contexts import parse_teacher
 from gradalign.objectives import parse_objective
-from gradalign.schedule import NodeSelection
 from gradalign.types import GradalignError
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The settings that rows depend on. Stored in run.json; a run goes on only under the same ones."""
+    """The settings that rows depend on. Stored in run.json; a run goes on only under the same ones.
+
+    `max_tokens` None means 1,024, or half the student's window where that is less; it is settled when the student is loaded.
+    """
 
     student: str
     questions: str
@@ -25,8 +27,8 @@ class RunConfig:
     candidates: int = 4
     candidate_mass: float = 0.995
     min_visits: int = 4
-    node_selection: NodeSelection = "pps"
-    max_tokens: int = 1024
+    node_selection: str = "pps"
+    max_tokens: int | None = None
     temperature: float = 1.0
     seed: int = 0
     dtype: str = "auto"
@@ -43,6 +45,10 @@ class RunConfig:
             raise GradalignError(f"temperature is {self.temperature}; it must be above 0 (greedy rollouts have no gradient)")
         if not 0 < self.candidate_mass <= 1:
             raise GradalignError(f"candidate_mass is {self.candidate_mass}; it must be above 0 and at most 1")
+        if self.replicates < self.min_visits:
+            raise GradalignError(
+                f"replicates ({self.replicates}) is below min_visits ({self.min_visits}); no candidate could count"
+            )
         if self.node_selection not in ("pps", "top"):
             raise GradalignError(f"node_selection is {self.node_selection!r}; choose pps or top")
         for kind, specs, parse in (("teacher", self.teachers, parse_teacher), ("objective", self.objectives, parse_objective)):
@@ -52,6 +58,13 @@ class RunConfig:
                 raise GradalignError(f"a {kind} is given twice among {', '.join(specs)}; give each once")
             for spec in specs:
                 parse(spec)
+
+    @property
+    def longest(self) -> int:
+        """`max_tokens` once it is settled."""
+        if self.max_tokens is None:
+            raise ValueError("max_tokens is settled when the student is loaded")
+        return self.max_tokens
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values."""

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+
+import torch
 
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
@@ -11,6 +14,8 @@ from gradalign.pipeline.group import planned_units, score_group, sources
 from gradalign.pipeline.progress import Progress
 from gradalign.store import RunFolder
 from gradalign.types import Question
+
+_SMALL = 20_000_000
 
 
 def execute(folder: RunFolder, questions: Sequence[Question], cast: Cast, config: RunConfig, progress: Progress) -> None:
@@ -21,13 +26,26 @@ def execute(folder: RunFolder, questions: Sequence[Question], cast: Cast, config
     finished = folder.finished()
     unit = planned_units(config, len(sources(cast)))
     progress.begin(unit * len(questions), unit * sum(len(orders) for part, orders in enumerate(parts) if part in finished))
-    for part, orders in enumerate(parts):
-        if part in finished:
-            continue
-        meter = _Meter(progress, unit * len(orders))
-        rows = score_group(list(orders), [questions[i] for i in orders], cast, config, meter)
-        folder.write(part, rows)
-        meter.complete()
+    with _fitting_threads(cast):
+        for part, orders in enumerate(parts):
+            if part in finished:
+                continue
+            meter = _Meter(progress, unit * len(orders))
+            rows = score_group(list(orders), [questions[i] for i in orders], cast, config, meter)
+            folder.write(part, rows)
+            meter.complete()
+
+
+@contextmanager
+def _fitting_threads(cast: Cast) -> Iterator[None]:
+    """One CPU thread while every model is small: their matrices gain nothing from more, and threads that wait for each other lose much."""
+    before = torch.get_num_threads()
+    if cast.parameters < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def data_fingerprint(questions: Sequence[Question]) -> str:

@@ -67,10 +67,10 @@ def _student_prompts(results: Sequence[QuestionResult], cast: Cast, config: RunC
     for result in results:
         tokens = model.codec.prompt(render_question(result.question))
         window = model.language_model.context_window
-        if len(tokens) + config.max_tokens <= window:
+        if len(tokens) + config.longest <= window:
             prompts[result.question.id] = tokens
         else:
-            detail = f"{len(tokens)} tokens of prompt and {config.max_tokens} of rollout in a window of {window}"
+            detail = f"{len(tokens)} tokens of prompt and {config.longest} of rollout in a window of {window}"
             result.skips.append(Skip(result.question.id, None, _NO_ROOM, detail))
     return prompts
 
@@ -78,7 +78,7 @@ def _student_prompts(results: Sequence[QuestionResult], cast: Cast, config: RunC
 def _sample_base(
     results: Sequence[QuestionResult], prompts: dict[str, tuple[int, ...]], cast: Cast, config: RunConfig, progress: Progress
 ) -> None:
-    sampling = Sampling(config.seed, config.max_tokens, progress)
+    sampling = Sampling(config.seed, config.longest, progress)
     questions = [result.question for result in results]
     progress.stage("base rollouts")
     base = sample_rollouts(cast.student, questions, [prompts[q.id] for q in questions], "base", config.rollouts, sampling)
@@ -125,7 +125,7 @@ def _survey(result: QuestionResult, prompt: tuple[int, ...], cast: Cast, config:
     except GradalignError as error:
         raise GradalignError(f"question {result.question.id!r}: {error}") from error
     chosen = plan(result.question, tree, survey, config)
-    wanted = branches(tree, survey, chosen, cast.student.model.codec.stop_ids, config.max_tokens)
+    wanted = branches(tree, survey, chosen, cast.student.model.codec.stop_ids, config.longest)
     return _Surveyed(tree, survey, chosen, TargetedSampling(result.question, prompt, wanted))
 
 
@@ -134,7 +134,7 @@ def _score(result: QuestionResult, found: _Surveyed, cast: Cast, config: RunConf
     result.targeted = found.sampling.rollouts
     codec = cast.student.model.codec
     rows = found.plan.sample.chosen
-    limits = (config.max_tokens, config.min_visits)
+    limits = (config.longest, config.min_visits)
     evidence = gather_evidence(tree, result.rollouts, result.targeted, survey, rows, codec.stop_ids, limits)
     result.scored = Scored(
         tree=tree,

@@ -105,7 +105,7 @@ def sample_targeted(samplings: Sequence[TargetedSampling], student: Member, conf
                 seed_of(config.seed, sampling.question.id, "targeted", ",".join(map(str, branch.path)), i)
                 for i in range(config.replicates)
             ),
-            config.max_tokens - branch.depth - 1,
+            config.longest - branch.depth - 1,
         )
         for sampling, branch in open_branches
     ]

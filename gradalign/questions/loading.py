@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from gradalign.builtin import builtin_names, builtin_path
 from gradalign.types import GradalignError, Question
@@ -47,7 +48,9 @@ def _parsed(lines: Iterable[str], source: str) -> Iterable[Question]:
             ) from error
 
 
-def _question(record: dict, number: int) -> Question:
+def _question(record: Any, number: int) -> Question:
+    if not isinstance(record, dict):
+        raise TypeError("not an object")
     choices = tuple(str(choice) for choice in record.get("choices") or ())
     answer = str(record["answer"]).strip()
     kind = record.get("kind") or _guessed_kind(answer, choices)

@@ -1,0 +1,244 @@
+"""The command as a user meets it: what it prints, and for every fault one line and exit code 2."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gradalign import load_run
+from gradalign.builtin import builtin_path
+from gradalign_cli import console
+from gradalign_cli.main import main
+
+TINY = ["--limit", "4", "--rollouts", "4", "--budget", "32", "--demonstrations", "4", "--teacher", "ctx:reference"]
+
+
+@pytest.fixture
+def gradalign(monkeypatch, capsys, tmp_path):
+    """Run the command in an empty folder; returns (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console.output, "_width", 200)
+    monkeypatch.setattr(console.errors, "_width", 200)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gradalign", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def spoiled(tmp_path: Path, change) -> str:
+    folder = Path(shutil.copytree(builtin_path("students") / "small", tmp_path / "spoiled"))
+    change(folder)
+    return str(folder)
+
+
+def question_file(tmp_path: Path, **record) -> str:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": "What is 2+2?", "answer": "4", **record}), encoding="utf-8")
+    return str(path)
+
+
+def test_score_then_rank_then_go_on(gradalign, tmp_path):
+    code, out, _ = gradalign("score", *TINY, "--out", "r")
+    assert code == 0
+    assert "Ranking by drive over 4 questions" in out
+    assert "ctx:reference" in out
+    before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*.parquet"))
+    assert gradalign("score", *TINY, "--out", "r")[0] == 0
+    assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*.parquet")) == before
+    code, out, _ = gradalign("rank", "r", "--by", "gain")
+    assert code == 0
+    assert "Ranking by gain" in out
+    code, _, err = gradalign("score", *TINY, "--out", "r", "--seed", "3")
+    assert code == 2
+    assert "seed=0, not 3" in err
+
+
+def test_settings_find_their_run_again(gradalign, tmp_path):
+    assert gradalign("score", *TINY)[0] == 0
+    assert gradalign("score", *TINY)[0] == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert gradalign("score", *TINY, "--seed", "1")[0] == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["rank", "--help"], ["doctor", "--help"]])
+def test_help_has_examples(gradalign, arguments):
+    code, out, _ = gradalign(*arguments)
+    assert code == 0
+    assert "gradalign" in out
+    assert arguments == ["--help"] or "Example" in out
+
+
+def test_version_and_doctor(gradalign):
+    assert gradalign("--version")[1].startswith("gradalign 0.")
+    code, out, _ = gradalign("doctor")
+    assert code == 0
+    assert torch.__version__ in out
+    assert "builtin:small" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["score", "--student", "Qwen3-0.6"], "did you mean Qwen3-0.6B"),
+        (["score", "--student", "nobody/nothing"], "no network"),
+        (["score", "nowhere.jsonl"], "no such question file"),
+        (["score", "builtin:algebra"], "builtin:arithmetic"),
+        (["score", "--teacher", "correct_demo"], "ctx:NAME"),
+        (["score", "--teacher", "ctx:corect_demo"], "did you mean correct_demo"),
+        (["score", "--teacher", "ctx:answer", "--teacher", "ctx:answer"], "twice"),
+        (["score", "--objective", "klkl"], "reverse_kl"),
+        (["score", "--objective", "gkd", "--objective", "reverse_kl"], "twice"),
+        (["score", "--objective", "jsd:2"], "between 0 and 1"),
+        (["score", "--budget", "lots"], "budget"),
+        (["score", "--temperature", "0"], "above 0"),
+        (["score", "--rollouts", "0"], "at least 1"),
+        (["score", "--node-selection", "best"], "pps or top"),
+        (["score", "--replicates", "2"], "min_visits"),
+        (["score", "--top-p", "0.9"], "truncated sampling"),
+        (["score", "--top-k", "20"], "truncated sampling"),
+        (["score", "--device", "abacus"], "device"),
+        (["score", "--dtype", "float7"], "dtype"),
+        (["score", "--chat-template", "none.jinja"], "chat template"),
+        (["rank", "nowhere"], "not a run"),
+        (["rank", "."], "not a run"),
+    ],
+)
+def test_faults_are_one_line_and_exit_code_2(gradalign, arguments, says):
+    code, _, err = gradalign(*arguments)
+    assert code == 2
+    message = err[err.index("error:") :].strip()
+    assert says in message
+    assert "\n" not in message
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(gradalign):
+    with pytest.raises(Exception, match="did you mean"):
+        gradalign("--debug", "score", "--student", "Qwen3-0.6")
+
+
+def test_unknown_options_are_refused(gradalign):
+    code, _, err = gradalign("score", "--studnet", "x")
+    assert code == 2
+    assert "--studnet" in err
+
+
+def test_no_chat_template(gradalign, tmp_path):
+    student = spoiled(tmp_path, lambda folder: (folder / "chat_template.jinja").unlink())
+    code, _, err = gradalign("score", *TINY, "--student", student)
+    assert code == 2
+    assert "no chat template" in err
+
+
+def test_teacher_with_another_tokenizer(gradalign, tmp_path):
+    def change(folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(["<|new|>"])
+        tokenizer.save_pretrained(folder)
+
+    code, _, err = gradalign("score", "--teacher", f"model:{spoiled(tmp_path, change)}")
+    assert code == 2
+    assert "1 tokens differ, first '<|new|>'" in " ".join(err.split())
+
+
+def test_logits_that_are_no_numbers(gradalign, tmp_path):
+    def change(folder: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            model.model.norm.weight[0] = float("nan")
+        model.save_pretrained(folder)
+
+    code, _, err = gradalign("score", *TINY, "--student", spoiled(tmp_path, change))
+    assert code == 2
+    assert "not numbers" in err
+    assert "--dtype float32" in err
+
+
+def test_padded_logits_are_noted(gradalign, tmp_path):
+    def change(folder: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.resize_token_embeddings(model.config.vocab_size + 32, mean_resizing=False)
+        model.save_pretrained(folder)
+
+    code, _, err = gradalign("score", *TINY, "--student", spoiled(tmp_path, change))
+    assert code == 0
+    assert "trimmed to the tokens" in err
+
+
+def test_questions_and_teachers_that_lack_something_are_skipped_and_counted(gradalign, tmp_path):
+    long = "What is 2+2? " * 300
+    records = [{"question": "What is 2+2?", "answer": "4"}, {"question": long, "answer": "4"}]
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    code, out, _ = gradalign(
+        "score", "q.jsonl", "--teacher", "ctx:reference", "--teacher", "ctx:answer", "--out", "r", "--budget", "32"
+    )
+    assert code == 0, out
+    skipped = load_run(tmp_path / "r").skipped.set_index("question")
+    assert skipped.loc["q1"].reason == "no reference solution"
+    assert skipped.loc["q2"].reason == "question longer than the student's window"
+    assert "no reference solution" in out
+    assert "longer than the student's window" in out
+
+
+def test_a_context_longer_than_the_window_is_skipped(gradalign, tmp_path):
+    file = question_file(tmp_path, solution="so " * 2000)
+    code, _, err = gradalign("score", file, "--teacher", "ctx:reference", "--out", "r", "--budget", "32")
+    assert code == 2
+    assert "no question could be scored" in err
+    skipped = load_run(tmp_path / "r").skipped
+    assert "context longer than the model's window" in skipped.reason.tolist()
+
+
+def test_ungradable_and_all_wrong_are_counted(gradalign, tmp_path):
+    file = question_file(tmp_path, question="Start at 3: +5 -2 (modulo 10). What is the total?", answer="Pegasus", kind="exact")
+    code, out, _ = gradalign("score", file, "--teacher", "ctx:answer", "--out", "r", "--budget", "32")
+    assert code in (0, 2)
+    questions = load_run(tmp_path / "r").questions
+    assert questions.pass_rate[0] == 0
+    if code == 0:
+        assert "every base rollout wrong" in out
+
+
+def test_hostile_text_is_shown_as_text(gradalign, tmp_path):
+    nasty = "ctx:\x1b[31mred[bold]\u202e"
+    code, _, err = gradalign("score", "--teacher", nasty)
+    assert code == 2
+    assert "\x1b[31m" not in err
+
+
+def test_an_interrupt_says_how_to_go_on(gradalign, monkeypatch):
+    from gradalign.pipeline import group
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(group, "sample_targeted", interrupted)
+    code, _, err = gradalign("score", *TINY, "--out", "r")
+    assert code == 130
+    assert "gradalign score" in err
+    assert "--out r" in err
+    monkeypatch.undo()
+
+
+def test_a_damaged_part_is_named_and_redone(gradalign, tmp_path):
+    assert gradalign("score", *TINY, "--out", "r")[0] == 0
+    expected = load_run(tmp_path / "r").alignment
+    (tmp_path / "r" / "nodes" / "part-00000.parquet").write_bytes(b"not parquet")
+    code, _, err = gradalign("rank", "r")
+    assert code == 2
+    assert "damaged" in err
+    assert gradalign("score", *TINY, "--out", "r")[0] == 0
+    assert load_run(tmp_path / "r").alignment.equals(expected)

@@ -1,0 +1,114 @@
+"""Sampling on a real model: the right distribution, the same tokens whatever the batch, and memory that runs out."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from gradalign.engines import HFEngine
+from gradalign.models import CausalLanguageModel
+from gradalign.seeds import seed_of
+from gradalign.types import CompletionRequest, GradalignError
+
+PROMPTS = [
+    "Start at 3: +5 -2 (modulo 10). What is the total?",
+    "Hello",
+    "Start at 7: +1 +1 -9 (modulo 10). What is the total? " * 2,
+]
+
+
+@pytest.fixture(scope="module")
+def requests(small):
+    return [
+        CompletionRequest(small.codec.prompt(text), tuple(seed_of(text, i) for i in range(12)), 5 + 10 * place)
+        for place, text in enumerate(PROMPTS)
+    ]
+
+
+def sample(small, requests, batch_size) -> dict[tuple[int, int], tuple[list[int], np.ndarray, str]]:
+    engine = HFEngine(small.language_model, small.codec.stop_ids, batch_size)
+    return {(c.request, c.replicate): (c.tokens.tolist(), c.logprobs, c.stop) for c in engine.complete(requests)}
+
+
+def test_tokens_do_not_depend_on_the_batch(small, requests):
+    one = sample(small, requests, 1)
+    assert len(one) == 36
+    for batch_size in (5, 256):
+        other = sample(small, requests, batch_size)
+        for key, (tokens, logprobs, stop) in one.items():
+            assert other[key][0] == tokens
+            assert other[key][2] == stop
+            np.testing.assert_allclose(other[key][1], logprobs, atol=1e-4)
+
+
+def test_lengths_and_reasons(small, requests):
+    stops = np.array(sorted(small.codec.stop_ids))
+    for (request, _), (tokens, _, stop) in sample(small, requests, 256).items():
+        limit = requests[request].max_tokens
+        assert 1 <= len(tokens) <= limit
+        assert np.isin(tokens[:-1], stops).sum() == 0
+        assert (stop == "stop") == (tokens[-1] in stops)
+        assert stop == "stop" or len(tokens) == limit
+
+
+def test_log_probabilities_are_those_of_the_forward_pass(small, requests):
+    model = small.language_model
+    found = sample(small, requests, 256)
+    for request in range(len(requests)):
+        rows = [found[request, i] for i in range(12)]
+        hidden = model.hidden_states(requests[request].prefix, [np.array(tokens) for tokens, _, _ in rows])
+        for states, (tokens, logprobs, _) in zip(hidden, rows, strict=True):
+            forward = model.logprobs(states).gather(1, torch.tensor(tokens)[:, None])[:, 0].numpy()
+            np.testing.assert_allclose(forward, logprobs, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_hidden_states_equal_a_plain_forward_pass(small):
+    model, prompt = small.language_model, small.codec.prompt(PROMPTS[0])
+    tokens = [np.array([20, 30, 40, 50]), np.array([60, 70])]
+    for states, sequence in zip(model.hidden_states(prompt, tokens), tokens, strict=True):
+        ids = torch.tensor([[*prompt, *sequence.tolist()]])
+        plain = model.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+        torch.testing.assert_close(model.logits(states), plain[:, : model.vocabulary_size], atol=1e-4, rtol=1e-4)
+
+
+def test_first_tokens_follow_the_distribution(small):
+    prompt = small.codec.prompt(PROMPTS[0]) + tuple(small.codec.tokenizer("Start 3 +5")["input_ids"])
+    seeds = tuple(seed_of("distribution", i) for i in range(4000))
+    engine = HFEngine(small.language_model, small.codec.stop_ids, 2000)
+    drawn = np.array([c.tokens[0] for c in engine.complete([CompletionRequest(prompt, seeds, 1)])])
+    model = small.language_model
+    probs = model.logprobs(model.hidden_states(prompt, [np.array([0])])[0]).exp()[0].double().numpy()
+    counts = np.bincount(drawn, minlength=len(probs))
+    common = probs * 4000 >= 5
+    observed, expected = np.append(counts[common], counts[~common].sum()), np.append(probs[common], probs[~common].sum()) * 4000
+    keep = expected > 0
+    assert chisquare(observed[keep], expected[keep] * observed.sum() / expected[keep].sum()).pvalue > 1e-3
+
+
+@torch.inference_mode()
+def test_temperature_divides_the_logits(small):
+    hot = CausalLanguageModel(small.language_model.model, "hot", small.language_model.vocabulary_size, temperature=2.0)
+    states = small.language_model.hidden_states(small.codec.prompt("Hello"), [np.array([0])])[0]
+    expected = torch.log_softmax(small.language_model.logits(states) / 2, -1)
+    torch.testing.assert_close(hot.logprobs(states), expected)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(small, requests, monkeypatch, caplog):
+    whole = sample(small, requests, 256)
+    engine = HFEngine(small.language_model, small.codec.stop_ids, 36)
+    real = engine._sample
+
+    def limited(rows):
+        if len(rows) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(rows)
+
+    monkeypatch.setattr(engine, "_sample", limited)
+    found = {(c.request, c.replicate): c.tokens.tolist() for c in engine.complete(requests)}
+    assert found == {key: tokens for key, (tokens, _, _) in whole.items()}
+    assert engine.batches.size == 9
+    assert "out of memory" in caplog.text
+    monkeypatch.setattr(engine, "_sample", lambda rows: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(GradalignError, match="one at a time"):
+        list(engine.complete(requests))

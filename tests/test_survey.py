@@ -1,0 +1,97 @@
+"""The streamed pass over the vocabulary against whole arrays computed the obvious way, on the built-in student."""
+
+import numpy as np
+import pytest
+import torch
+
+from gradalign.contexts import Material, render_context, render_question
+from gradalign.engines import HFEngine
+from gradalign.objectives import NodeSignals, parse_objective
+from gradalign.pipeline import survey as module
+from gradalign.pipeline.survey import DIVERGENCES, SurveyRequest, survey_nodes
+from gradalign.questions import load_questions
+from gradalign.tree import build_tree
+from gradalign.types import CompletionRequest
+
+OBJECTIVES = [parse_objective(spec) for spec in ("reverse_kl", "forward_kl", "jsd:0.3", "sampled_kl")]
+
+
+@pytest.fixture(scope="module")
+def request_(small) -> SurveyRequest:
+    question = load_questions("builtin:arithmetic", 1)[0]
+    prompt = small.codec.prompt(render_question(question))
+    engine = HFEngine(small.language_model, small.codec.stop_ids)
+    rollouts = sorted(engine.complete([CompletionRequest(prompt, tuple(range(10)), 30)]), key=lambda c: c.replicate)
+    contexts = {
+        "reference": Material(solution=question.solution),
+        "answer": Material(answer=question.answer),
+    }
+    teachers = {
+        name: (small.language_model, small.codec.prompt(render_context(name, question, material)))
+        for name, material in contexts.items()
+    }
+    sequences = [rollout.tokens for rollout in rollouts]
+    return SurveyRequest(build_tree(sequences), sequences, (small.language_model, prompt), teachers)
+
+
+def whole(model, prompt, prefix) -> torch.Tensor:
+    """Log-probabilities after prompt and prefix by one plain forward pass."""
+    with torch.no_grad():
+        logits = model.model(input_ids=torch.tensor([[*prompt, *prefix]])).logits[0, -1, : model.vocabulary_size]
+    return torch.log_softmax(logits.double(), -1)
+
+
+def test_survey_equals_whole_arrays(request_):
+    found = survey_nodes(request_, OBJECTIVES, 4)
+    tree = request_.tree
+    assert found.nodes.tolist() == np.flatnonzero(tree.visits() > 0).tolist()
+    for n in range(0, len(found.nodes), 7):
+        prefix = tree.prefix(int(found.nodes[n]))
+        student = whole(*request_.student, prefix)
+        passing = [s for s in request_.sequences if tuple(s[: len(prefix)]) == prefix and len(s) > len(prefix)]
+        taken = np.bincount([s[len(prefix)] for s in passing], minlength=len(student))
+        frequency = torch.tensor(taken / len(passing))
+        kept = found.kept_NK[n]
+        real = kept >= 0
+        np.testing.assert_allclose(found.student_probs_NK[n][real], student.exp()[kept[real]], atol=1e-5)
+        for c, teacher in enumerate(request_.teachers.values()):
+            tau = whole(*teacher, prefix)
+            np.testing.assert_allclose(found.teacher_probs_CNK[c, n][real], tau.exp()[kept[real]], atol=1e-5)
+            for o, objective in enumerate(OBJECTIVES):
+                d = objective.direction(NodeSignals(student[None], tau[None], frequency[None]))[0]
+                np.testing.assert_allclose(found.direction_CONK[c, o, n][real], d[kept[real]], atol=2e-4)
+                assert found.direction_norm2_CON[c, o, n] == pytest.approx(float(d @ d), rel=2e-2, abs=1e-5)
+            pi, t = student.exp(), tau.exp()
+            m = ((pi + t) / 2).log()
+            expected = {
+                "reverse_kl": pi @ (student - tau),
+                "forward_kl": t @ (tau - student),
+                "jsd": (pi @ (student - m) + t @ (tau - m)) / 2,
+                "l2": (pi - t).norm(),
+                "similarity": pi @ t / pi.norm() / t.norm(),
+                "teacher_entropy": -(t @ tau),
+            }
+            for name, value in expected.items():
+                assert found.divergence_CND[c, n, DIVERGENCES.index(name)] == pytest.approx(float(value), abs=1e-3, rel=1e-3), (
+                    name
+                )
+
+
+def test_kept_tokens_hold_what_was_taken_and_what_is_largest(request_):
+    found = survey_nodes(request_, OBJECTIVES, 4)
+    tree = request_.tree
+    for n, node in enumerate(found.nodes):
+        taken = {int(t) for t in tree.token[tree.parent == node]}
+        assert taken <= {*found.kept_NK[n].tolist()}
+        pi = whole(*request_.student, tree.prefix(int(node))) if n % 11 == 0 else None
+        if pi is not None:
+            assert int(pi.argmax()) in found.kept_NK[n]
+
+
+def test_chunks_change_nothing(request_, monkeypatch):
+    one = survey_nodes(request_, OBJECTIVES, 4)
+    monkeypatch.setattr(module, "_CELLS", 1)
+    other = survey_nodes(request_, OBJECTIVES, 4)
+    np.testing.assert_allclose(one.direction_norm2_CON, other.direction_norm2_CON, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(one.divergence_CND, other.divergence_CND, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(one.kept_NK[:, :2], other.kept_NK[:, :2])
