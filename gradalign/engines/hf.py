@@ -17,6 +17,8 @@ from gradalign.models.memory import Batches
 from gradalign.seeds import uniforms
 from gradalign.types import Completion, CompletionRequest
 
+_CELLS = 1 << 23
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -100,10 +102,16 @@ class HFEngine:
         return _Batch(rows, cache, mask[owner], output.last_hidden_state[owner, -1])
 
     def _step(self, batch: _Batch, seeds: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        logprobs_BV = self.model.logprobs(batch.hidden_BH)
-        draws = torch.from_numpy(uniforms(seeds, np.full(len(seeds), step, dtype=np.uint64)))
-        tokens = sample_tokens(logprobs_BV, draws.to(logprobs_BV.device))
-        return tokens.cpu().numpy(), logprobs_BV.gather(1, tokens[:, None])[:, 0].cpu().numpy()
+        draws_B = torch.from_numpy(uniforms(seeds, np.full(len(seeds), step, dtype=np.uint64))).to(self.model.device)
+        rows = max(1, _CELLS // self.model.vocabulary_size)
+        drawn = [self._draw(*chunk) for chunk in zip(batch.hidden_BH.split(rows), draws_B.split(rows), strict=True)]
+        tokens_B, logprobs_B = (torch.cat(column) for column in zip(*drawn, strict=True))
+        return tokens_B.cpu().numpy(), logprobs_B.cpu().numpy()
+
+    def _draw(self, hidden_BH: Tensor, draws_B: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs_BV = self.model.logprobs(hidden_BH)
+        tokens_B = sample_tokens(logprobs_BV, draws_B)
+        return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
 
     def _select(self, batch: _Batch, keep: np.ndarray) -> None:
         index = torch.from_numpy(keep).to(self.model.device)
