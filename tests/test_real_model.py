@@ -15,7 +15,6 @@ QUESTIONS = [
     ("Is the sun hotter than the earth?", "yes"),
     ("Is a mouse larger than an elephant?", "no"),
     ("Does ice melt when it gets warm?", "yes"),
-    ("Can a stone swim across a river?", "no"),
 ]
 
 
@@ -45,16 +44,16 @@ def test_smollm2_is_scored(gguf, tmp_path):
         budget=16,
         candidates=2,
         replicates=4,
-        max_tokens=40,
+        max_tokens=24,
     )
     assert run.identity["weights of student"].startswith("gguf:")
     questions = run.questions
     assert questions.kind.tolist() == ["boolean"] * len(QUESTIONS)
     texts = run.rollouts[run.rollouts.purpose == "base"].text
-    assert (texts.str.len() > 2).all()
+    assert (texts.str.len() >= 2).all()
     assert texts.nunique() > len(QUESTIONS)
     assert "<|im_start|>" not in "".join(texts)
-    assert questions.right.sum() + questions.ungradable.sum() > 0
+    assert questions.ungradable.sum() < questions.rollouts.sum()
 
     contexts = run.contexts.set_index(["question", "teacher"])
     assert "The correct answer is yes" in contexts.loc[("q1", "ctx:answer")].message

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from gradalign.models.causal import CausalLanguageModel, output_layer
 from gradalign.models.chat import ChatCodec, vocabulary_span
@@ -48,6 +49,7 @@ def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedMo
     if dtype not in DTYPES:
         raise GradalignError(f"unknown dtype {dtype!r}; choose from auto, {', '.join(DTYPES)}")
     files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    disable_progress_bar()  # a few seconds on disk; downloads keep their own bars
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False, **files)
         model = AutoModelForCausalLM.from_pretrained(

@@ -1,7 +1,7 @@
 """Graders: from the text of a rollout to a reward. The text is untrusted: it is only ever compared, never run.
 
-The answer read is what follows the last "Answer:" (or "answer is"), else the last \\boxed{...}. A text with neither is
-ungradable, which is its own outcome with reward 0.
+The answer read is what follows the last "Answer:" (or "answer is"), else the last \\boxed{...}, else the whole text if it is no
+more than a few words. A text with none of these is ungradable, which is its own outcome with reward 0.
 """
 
 import re
@@ -10,6 +10,7 @@ from gradalign.types import Grade, Question
 
 _MARKED = re.compile(r"answer(?:\s+is)?\s*[:=]|answer\s+is\b", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{([^{}]{0,200})\}")
+_FEW_WORDS = 4
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 _BOOLEANS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 
@@ -32,7 +33,7 @@ def stated_answer(text: str) -> str | None:
     if marks:
         after = text[marks[-1].end() :].strip()
         return (_last(_BOXED, after) or after.splitlines()[0].strip()) if after else None
-    return _last(_BOXED, text)
+    return _last(_BOXED, text) or (text.strip() if 0 < len(text.split()) <= _FEW_WORDS else None)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
