@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from gradalign_cli import console
+from gradalign_cli.main import main
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradalign import load_run
 from gradalign.builtin import builtin_path
-from gradalign_cli import console
-from gradalign_cli.main import main
 
 TINY = ["--limit", "4", "--rollouts", "4", "--budget", "32", "--demonstrations", "4", "--teacher", "ctx:reference"]
 

@@ -14,7 +14,6 @@ from gradalign.models.names import ModelSource, resolve_model
 from gradalign.models.protocol import LoadedModel
 from gradalign.types import GradalignError
 
-
 DTYPES = ("float32", "bfloat16", "float16")
 
 
