@@ -30,7 +30,11 @@ def print_ranking(ranking: Ranking) -> None:
     by, frame = ranking.by, ranking.frame
     others = [name for name in _HEADS if name != by] if output.width >= _WIDTH_FOR_ALL else []
     table = Table(
-        title=f"Ranking by {by} over {ranking.questions} questions", box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False, collapse_padding=True
+        title=f"Ranking by {by} over {ranking.questions} questions",
+        box=SIMPLE_HEAD,
+        padding=(0, 0),
+        pad_edge=False,
+        collapse_padding=True,
     )
     for head in ("", "teacher", "objective"):
         table.add_column(head, no_wrap=head != "teacher", overflow="fold")
