@@ -3,8 +3,8 @@
     python benchmarks/builtin_students.py [--questions 200] [--rollouts 16] [--out FILE.json]
 
 Samples held-out questions at temperature 1 with the library's own engine. Contexts are compared on the questions that
-have both a right and a wrong rollout. Exits 1 if a property that the README of `data/` promises does not hold. SMALL=1
-in the environment makes a quick pass over 40 questions a set, and keeps no file.
+have both a right and a wrong rollout, by fresh ones. Exits 1 if a property that the README of `data/` promises does not
+hold. SMALL=1 in the environment makes a quick pass over 40 questions a set, and keeps no file.
 """
 
 import argparse
@@ -101,12 +101,12 @@ def measure(sampler: Sampler, model: str, name: str, count: int) -> Row:
     rates = base.right.mean(1)
     compared = base.subset([i for i, rate in enumerate(rates) if 0 < rate < 1])
     materials = _materials(sampler, compared, name)
-    under = {context: _under(sampler, context, compared.questions, materials, name) for context in CONTEXTS[1:]}
+    under = {context: _under(sampler, context, compared.questions, materials, name) for context in CONTEXTS}
     swapped = _swapped_follows(sampler, compared.questions, name)
     ungradable = max(samples.ungradable for samples in (base, *under.values()))
     return Row(
         model, name, float(rates.mean()), float(((rates > 0.05) & (rates < 0.95)).mean()), len(materials),
-        {"none": float(compared.right.mean())} | {context: float(s.right.mean()) for context, s in under.items()},
+        {context: float(samples.right.mean()) for context, samples in under.items()},
         _agreement(under["answer"]), _agreement(base), swapped, ungradable,
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def _materials(sampler: Sampler, base: Samples, name: str) -> list[Material]:
 
 def _under(sampler: Sampler, context: str, questions: list[Question], materials: list[Material], name: str) -> Samples:
     messages = [render_context(context, *pair) for pair in zip(questions, materials, strict=True)]
-    return sampler.answer(questions, messages, f"{name} {context}")
+    return sampler.answer(questions, messages, f"{name} under {context}")
 
 
 def _swapped_follows(sampler: Sampler, questions: list[Question], name: str) -> float:
