@@ -49,7 +49,7 @@ $(VENV)/.real-installed: $(VENV)/.test-installed
 
 wheel: $(VENV)/.torch-installed  ## build the wheel and run it in an empty environment, away from the checkout
 	rm -rf dist $(WHEEL_PLACE) && mkdir -p $(WHEEL_PLACE)
-	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./
 	$(PYTHON) -m venv $(WHEEL_PLACE)/venv
 	$(WHEEL_PLACE)/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(WHEEL_PLACE)/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl

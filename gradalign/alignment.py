@@ -101,7 +101,8 @@ def cosine(
 class ScoreSums:
     """Sums over nodes from which every pooled score follows; each array (..., ) has one entry a question, say.
 
-    `weight` sum of w; `dot` w<g,d> on the full support; `d_norm2` w|d|^2; `advantage` w sum_k (tau_k - pi_k) S_k; and on the
+    `weight` sum of w, or better what it estimates, where that is known;
+    `dot` w<g,d> on the full support; `d_norm2` w|d|^2; `advantage` w sum_k (tau_k - pi_k) S_k; and on the
     support chosen for the cosines: `cos_dot` w<g,d>, `cos_g2` w|g|^2 corrected, `cos_d2` w|d|^2, `cos_lengths` w|g||d|,
     `cos` w cos over informative nodes and `informative` their w.
     """

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gradalign.contexts import template_fingerprints
 from gradalign.pipeline import Cast, Execution, Progress, RunConfig, Silent, data_fingerprint, execute, load_cast
 from gradalign.questions import load_questions
 from gradalign.seeds import seed_of
@@ -15,7 +16,7 @@ from gradalign.types import Question
 
 BUILTIN_STUDENT = "builtin:small"
 BUILTIN_QUESTIONS = "builtin:arithmetic"
-BUILTIN_TEACHERS = ("ctx:correct_demo", "ctx:correct_wrong_demo", "ctx:wrong_demo", "ctx:answer", "model:builtin:large")
+BUILTIN_TEACHERS = ("ctx:correct_demo", "ctx:correct_wrong_demo", "ctx:wrong_demo", "ctx:answer")
 BUILTIN_LIMIT = 64
 BUILTIN_MAX_TOKENS = 64
 MAX_TOKENS = 1024
@@ -32,12 +33,12 @@ def configure(
 ) -> RunConfig:
     """A run's settings with the defaults filled in.
 
-    With no student everything is built in: `builtin:small` on 64 questions of `builtin:arithmetic` under five teachers.
+    With no student everything is built in: `builtin:small` on 64 questions of `builtin:arithmetic` under four contexts.
     A student of one's own is scored under `ctx:correct_demo` unless teachers are given.
     """
-    student = student or BUILTIN_STUDENT
+    student = BUILTIN_STUDENT if student is None else student
     builtin_student = student.startswith("builtin:")
-    questions = questions or BUILTIN_QUESTIONS
+    questions = BUILTIN_QUESTIONS if questions is None else questions
     if limit is None and questions.startswith("builtin:"):
         limit = BUILTIN_LIMIT
     default_teachers = BUILTIN_TEACHERS if builtin_student else ("ctx:correct_demo",)
@@ -47,7 +48,7 @@ def configure(
         teachers=tuple(teachers) or default_teachers,
         objectives=tuple(objectives) or ("reverse_kl", "forward_kl"),
         limit=limit,
-        max_tokens=max_tokens or (BUILTIN_MAX_TOKENS if builtin_student else None),
+        max_tokens=BUILTIN_MAX_TOKENS if builtin_student and max_tokens is None else max_tokens,
         **settings,
     )
 
@@ -56,7 +57,7 @@ def default_folder(config: RunConfig) -> Path:
     """runs/STUDENT-QUESTIONS-HASH: the same settings find the same run again."""
     parts = [Path(name).stem if "/" in name else name.replace("builtin:", "") for name in (config.student, config.questions)]
     stem = "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in part) for part in parts)
-    return Path("runs") / f"{stem}-{seed_of(repr(sorted(config.as_dict().items()))) & 0xFFFFFF:06x}"
+    return Path("runs") / f"{stem[:80]}-{seed_of(repr(sorted(config.as_dict().items()))) & 0xFFFFFF:06x}"
 
 
 def run_score(
@@ -72,13 +73,16 @@ def run_score(
     `cast` brings models of one's own instead of those that `config` names, `questions` a set of one's own.
     """
     progress = progress or Silent()
+    folder = RunFolder(out or default_folder(config))
+    folder.check()
     chosen = tuple(questions) if questions is not None else load_questions(config.questions, config.limit)
     progress.stage("loading models")
     cast = cast or load_cast(config, execution or Execution())
     config = _with_length(config, cast)
-    folder = RunFolder(out or default_folder(config))
     fingerprints = {f"weights of {name}": value for name, value in cast.fingerprints.items()}
-    folder.open(config.as_dict() | fingerprints | {"data": data_fingerprint(chosen)}, provenance(cast))
+    templates = {f"text of {path}": digest for path, digest in template_fingerprints(cast.teachers).items()}
+    identity = config.as_dict() | fingerprints | templates | {"data": data_fingerprint(chosen)}
+    folder.open(identity, provenance(cast) | {"questions": len(chosen)})
     execute(folder, chosen, cast, config, progress)
     return load_run(folder.path)
 

@@ -41,7 +41,9 @@ def compare_with_best(score_M: Float[np.ndarray, " M"], draws_BM: Float[np.ndarr
     low, high = percentile_interval(difference)
     filled = np.where(np.isnan(draws_BM), -np.inf, draws_BM)
     winners = filled == filled.max(axis=1, keepdims=True)
-    probability = (winners / winners.sum(axis=1, keepdims=True)).mean(axis=0)
+    defined = np.isfinite(draws_BM).any(axis=1)
+    shares = winners / winners.sum(axis=1, keepdims=True)
+    probability = shares[defined].mean(axis=0) if defined.any() else np.full(len(score_M), np.nan)
     tied = ~(high < 0)
     tied[best] = True
     return BestOf(best, score_M - score_M[best], low, high, probability, tied)

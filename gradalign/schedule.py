@@ -19,8 +19,8 @@ def depth_window(depth: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
 
 
 def nodes_per_window(nodes_in_window: Int[np.ndarray, " W"], budget: int) -> int:
-    """The largest equal number of nodes a window, at least 1, with which all windows together stay within `budget` nodes."""
-    per_window = 1
+    """The largest equal number of nodes a window with which all windows together stay within `budget` nodes; 0 if none is."""
+    per_window = 0
     limit = int(nodes_in_window.max(initial=1))
     while per_window < limit and np.minimum(nodes_in_window, per_window + 1).sum() <= budget:
         per_window += 1
@@ -76,37 +76,43 @@ def choose_nodes(
     rng: np.random.Generator,
     selection: str = "pps",
 ) -> NodeSample:
-    """Choose about `budget` nodes, equally many from each window: by probability proportional to size, or the top ones.
+    """Choose at most `budget` nodes, equally many from each window: by probability proportional to size, or the top ones.
 
-    `top` takes the largest outright, as the published scheduler does: for looking at them, not for averages.
+    With fewer nodes than windows, as many windows as there are nodes are drawn at random and give one node each. `top` takes the
+    largest outright, as the published scheduler does: for looking at them, not for averages.
     """
     windows, counts = np.unique(window_N, return_counts=True)
     per_window = nodes_per_window(counts, budget)
+    served, chance = windows, 1.0
+    if per_window == 0:
+        served, chance, per_window = rng.choice(windows, budget, replace=False), budget / len(windows), 1
     chosen, inclusion = [], np.full(len(size_N), np.nan)
     for window in windows:
         members = np.flatnonzero(window_N == window)
         if selection == "top":
             largest = np.argsort(-size_N[members], kind="stable")[:per_window]
-            chosen.append(members[np.sort(largest)])
-            continue
-        inclusion[members] = inclusion_probabilities(size_N[members], per_window)
-        order = rng.permutation(len(members))
-        chosen.append(members[systematic_sample(inclusion[members], rng.random(), order)])
+            picked = members[np.sort(largest)]
+        else:
+            within = inclusion_probabilities(size_N[members], per_window)
+            inclusion[members] = chance * within
+            picked = members[systematic_sample(within, rng.random(), rng.permutation(len(members)))]
+        chosen += [picked] if window in served else []
     return NodeSample(np.sort(np.concatenate(chosen)), inclusion)
 
 
 def choose_candidates(
     sampled: Sequence[int], ranked: Sequence[Sequence[int]], shares: Mapping[int, Sequence[float]], limit: int, enough: float
 ) -> list[int]:
-    """Candidate tokens at a node: the sampled ones, then by turns the best of each ranking, up to `limit` tokens.
+    """Candidate tokens at a node: the sampled one, then by turns the best of each ranking, up to `limit` tokens.
 
-    `sampled` are the tokens that base rollouts took here, most visited first; `ranked` the rankings by |d|, |tau - pi| and pi.
+    `sampled` are the tokens that base rollouts took here, most visited first (the others of them come last); `ranked` the
+    rankings by |d|, |tau - pi| and pi.
     `shares[token]` are the shares the token holds of pi and of each |d|^2; once at least two candidates hold `enough` of every one
     of them, no more are added. There are at least two where the rankings hold two: one token alone says nothing.
     """
     turns = [token for turn in zip(*ranked, strict=True) for token in turn]
     candidates: list[int] = []
-    for token in [*sampled[:limit], *turns]:
+    for token in [*sampled[:1], *turns, *sampled[1:]]:
         if len(candidates) >= max(limit, 2):
             break
         if token in candidates:

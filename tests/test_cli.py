@@ -65,6 +65,35 @@ def test_score_then_rank_then_go_on(gradalign, tmp_path):
     assert "seed=0, not 3" in err
 
 
+def test_an_edited_template_is_another_configuration(gradalign, tmp_path):
+    template = tmp_path / "mine.j2"
+    template.write_text("{{ prompt }} {{ answer }}")
+    arguments = ["score", *TINY[:-2], "--teacher", f"ctx:{template}", "--out", "r"]
+    assert gradalign(*arguments)[0] == 0
+    template.write_text("{{ prompt }} {{ solution }}")
+    code, _, err = gradalign(*arguments)
+    assert code == 2
+    assert "text of" in err
+
+
+def test_an_unfinished_run_is_ranked_and_said_to_be_unfinished(gradalign, tmp_path):
+    assert gradalign("score", *TINY[2:], "--limit", "12", "--out", "r")[0] == 0
+    (tmp_path / "r" / "finished" / "part-00001.json").unlink()
+    code, out, _ = gradalign("rank", "r")
+    assert code == 0
+    assert "4 questions are not scored yet" in out
+
+
+def test_both_doors_find_the_same_run(gradalign, tmp_path):
+    import gradalign as library
+
+    student = str(builtin_path("students") / "small")
+    assert gradalign("score", *TINY, "--student", student)[0] == 0
+    run = library.score(student=student, teachers=["ctx:reference"], limit=4, rollouts=4, budget=32, demonstrations=4)
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert run.path.name == next((tmp_path / "runs").iterdir()).name
+
+
 def test_settings_find_their_run_again(gradalign, tmp_path):
     assert gradalign("score", *TINY)[0] == 0
     assert gradalign("score", *TINY)[0] == 0
@@ -112,11 +141,27 @@ def test_version_and_doctor(gradalign):
         (["score", "--device", "abacus"], "device"),
         (["score", "--dtype", "float7"], "dtype"),
         (["score", "--chat-template", "none.jinja"], "chat template"),
+        (["score", "--temperature", "inf"], "above 0"),
+        (["score", "--max-tokens", "0"], "at least 1"),
+        (["score", "--batch-size", "0"], "batch_size"),
+        (["score", "--budget", "8"], "at least 32"),
+        (["score", "--student", ""], "unknown model"),
+        (["score", "--student", "x" * 400], "unknown model"),
+        (["score", "--teacher", "ctx:" + "x" * 400], "no such context"),
+        (["score", "--teacher", "ctx:binary"], "UTF-8"),
+        (["score", "binary"], "UTF-8"),
+        (["score", "--out", "binary"], "cannot write"),
+        (["score", "--out", "x" * 400], "cannot write"),
+        (["score", "--out", "foreign"], "damaged"),
+        (["rank", "foreign"], "damaged"),
         (["rank", "nowhere"], "not a run"),
         (["rank", "."], "not a run"),
     ],
 )
-def test_faults_are_one_line_and_exit_code_2(gradalign, arguments, says):
+def test_faults_are_one_line_and_exit_code_2(gradalign, tmp_path, arguments, says):
+    (tmp_path / "binary").write_bytes(b"\x80\x81")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "run.json").write_text('{"format": 1}')
     code, _, err = gradalign(*arguments)
     assert code == 2
     message = err[err.index("error:") :].strip()

@@ -68,6 +68,11 @@ def test_a_template_of_ones_own_is_sandboxed(tmp_path):
     evil.write_text("{{ prompt.__class__.__mro__ }}")
     with pytest.raises(GradalignError, match="unsafe"):
         render_context(str(evil), QUESTION, FULL)
+    for text in ("{{ prompt + 1 }}", "{{ 1/0 }}", "{% include 'x' %}"):
+        failing = tmp_path / "failing.j2"
+        failing.write_text(text)
+        with pytest.raises(GradalignError, match="mend the template"):
+            render_context(str(failing), QUESTION, FULL)
     for text in ("{{ unknown }}", "{% if %}"):
         bad = tmp_path / f"bad{len(text)}.j2"
         bad.write_text(text)

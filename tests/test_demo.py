@@ -24,13 +24,8 @@ def test_a_correct_demonstration_ranks_above_a_wrong_one(demo):
 def test_the_leak_raises_the_teacher_and_not_the_drive(demo):
     frame = gradalign.rank(demo).frame.set_index(["teacher", "objective"])
     leak, sound = frame.loc[("ctx:answer", "reverse_kl")], frame.loc[("ctx:correct_demo", "reverse_kl")]
-    assert leak.teacher_advantage > 2 * sound.teacher_advantage
-    assert leak.drive_high < sound.drive_low
-
-
-def test_the_larger_model_helps(demo):
-    frame = gradalign.rank(demo).frame.set_index(["teacher", "objective"])
-    assert (frame.loc["model:builtin:large"].drive_low > 0).all()
+    assert leak.teacher_advantage_low > 0
+    assert leak.drive_high < 0.1 * sound.drive_low
 
 
 def test_rows_are_consistent(demo):
@@ -75,6 +70,8 @@ def test_every_kind_of_teacher(tmp_path):
     frame = gradalign.rank(run).frame
     assert {*frame.teacher} == {*teachers}
     assert {*frame.objective} == {*objectives}
+    larger = frame[(frame.teacher == "model:builtin:large") & (frame.objective == "reverse_kl")]
+    assert (larger.drive_low > 0).all()
     same = frame[frame.teacher == "ctx:none"]
     assert same.drive.abs().max() < 1e-6
     assert same.teacher_advantage.abs().max() < 1e-6

@@ -19,6 +19,16 @@ CASES = [
     (NUMERIC, "Answer: 1,234.50", "right"),
     (NUMERIC, "the answer is 1234.5 apples", "right"),
     (NUMERIC, "Answer: 2469/2", "right"),
+    (NUMERIC, "Answer: 1.2345e3", "right"),
+    (NUMERIC, "Answer: 12 + 3 = 1234.5", "right"),
+    (NUMERIC, "**Final Answer**: 1234.5", "right"),
+    (NUMERIC, "Answer: \u22121234.5", "wrong"),
+    (NUMERIC, "Answer: 1234.5000000000001", "wrong"),
+    (Question("n", "?", "-.5", "numeric"), "Answer: \u22120.5", "right"),
+    (Question("n", "?", "-.5", "numeric"), "Answer: 5", "wrong"),
+    (Question("n", "?", "1e5", "numeric"), "Answer: 100,000", "right"),
+    (Question("c", "?", "B", "choice", ("a cat", "a dog")), "Answer: a dog", "right"),
+    (Question("e", "?", "{x}", "exact"), "so \\boxed{{x}}", "right"),
     (NUMERIC, "Answer: \\boxed{1234.5}", "right"),
     (NUMERIC, "thus \\boxed{1234.5}", "right"),
     (NUMERIC, "Answer: 3 no wait\nAnswer: 1234.5", "right"),
@@ -94,6 +104,13 @@ def test_kind_is_guessed_from_the_answer(tmp_path):
         ([{"id": "a", "question": "x", "answer": "1"}, {"id": "a", "question": "y", "answer": "2"}], "twice"),
         ([{"question": "x", "answer": "1", "choices": list(range(40))}], "26"),
         ([""], "no questions"),
+        ([{"question": "x", "answer": "abc", "kind": "numeric"}], "abc"),
+        ([{"question": "x", "answer": "E", "choices": ["a", "b"]}], "choice grader"),
+        ([{"question": "x", "answer": None}], "neither text"),
+        ([{"question": "", "answer": "1"}], "empty"),
+        ([{"question": "x", "answer": ["6"]}], "neither text"),
+        ([{"question": "x", "answer": "A", "choices": "ABCD"}], "list"),
+        (['{"question": "\\ud800", "answer": "1"}'], "surrogates"),
         (["[" * 100_000], "line 1"),
     ],
 )
@@ -103,7 +120,17 @@ def test_faults_of_a_question_file_name_the_line(tmp_path, lines, names):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["nowhere.jsonl", "builtin:nothing", "builtin:arithmetic:test"])
+def test_files_that_are_no_text_are_refused_and_a_byte_order_mark_is_read(tmp_path):
+    binary = tmp_path / "b.jsonl"
+    binary.write_bytes(b"\x80\x81")
+    with pytest.raises(GradalignError, match="UTF-8"):
+        load_questions(str(binary))
+    marked = tmp_path / "m.jsonl"
+    marked.write_text('{"question": "x", "answer": "1"}', encoding="utf-8-sig")
+    assert len(load_questions(str(marked))) == 1
+
+
+@pytest.mark.parametrize("source", ["x" * 400, ".", "nowhere.jsonl", "builtin:nothing", "builtin:arithmetic:test"])
 def test_unknown_sets_are_refused(source):
     with pytest.raises(GradalignError):
         load_questions(source)

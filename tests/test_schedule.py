@@ -24,8 +24,7 @@ def test_windows_double():
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 200))
 def test_windows_share_the_budget(counts, budget):
     per_window = nodes_per_window(np.array(counts), budget)
-    spent = np.minimum(counts, per_window).sum()
-    assert spent <= budget or per_window == 1
+    assert np.minimum(counts, per_window).sum() <= budget
     assert per_window == max(counts) or np.minimum(counts, per_window + 1).sum() > budget
 
 
@@ -64,6 +63,19 @@ def test_weighted_total_is_unbiased_over_the_choice_of_nodes():
         sample = choose_nodes(window, size, 16, rng)
         totals.append((visits * value / sample.inclusion_N)[sample.chosen].sum())
     assert abs(np.mean(totals) - (visits * value).sum()) < 4 * np.std(totals) / np.sqrt(len(totals))
+
+
+def test_with_fewer_nodes_than_windows_inclusion_probabilities_still_hold():
+    rng = np.random.default_rng(2)
+    window, size = np.array([0, 1, 1, 2, 2, 3]), np.array([1.0, 1, 3, 2, 2, 1])
+    draws, repetitions = np.zeros(6), 20_000
+    for _ in range(repetitions):
+        sample = choose_nodes(window, size, 2, rng)
+        assert len(sample.chosen) == 2
+        draws[sample.chosen] += 1
+    expected = sample.inclusion_N
+    assert expected.sum() == pytest.approx(2)
+    assert (np.abs(draws / repetitions - expected) < 4.5 * np.sqrt(expected * (1 - expected) / repetitions)).all()
 
 
 def test_top_takes_the_largest_and_has_no_inclusion_probabilities():

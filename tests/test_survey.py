@@ -56,7 +56,7 @@ def test_survey_equals_whole_arrays(request_):
         np.testing.assert_allclose(found.student_probs_NK[n][real], student.exp()[kept[real]], atol=1e-5)
         for c, teacher in enumerate(request_.teachers.values()):
             tau = whole(*teacher, prefix)
-            np.testing.assert_allclose(found.teacher_probs_CNK[c, n][real], tau.exp()[kept[real]], atol=1e-5)
+            np.testing.assert_allclose(np.exp(found.teacher_logprobs_CNK[c, n][real]), tau.exp()[kept[real]], atol=1e-5)
             for o, objective in enumerate(OBJECTIVES):
                 d = objective.direction(NodeSignals(student[None], tau[None], frequency[None]))[0]
                 np.testing.assert_allclose(found.direction_CONK[c, o, n][real], d[kept[real]], atol=2e-4)

@@ -38,12 +38,12 @@ def common(
 
 def main() -> None:
     """Run the command; a fault the user can mend is one line and exit code 2, an interrupt says how to go on."""
-    if "--version" in sys.argv[1:2]:
-        print(f"gradalign {__version__}")
-        return
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if arguments[:1] == ["--version"]:
+        print(f"gradalign {__version__}")
+        return
     try:
         app(args=arguments, prog_name="gradalign")
     except GradalignError as error:

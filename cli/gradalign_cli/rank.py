@@ -12,8 +12,8 @@ def rank(
         str, typer.Option(help="drive, gain, pooled_cosine, weighted_cosine, mean_cosine or teacher_advantage.")
     ] = "drive",
     support: Annotated[str, typer.Option(help="Support of the cosines: visited or full.")] = "visited",
-    draws: Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100)] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    draws: Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
 ) -> None:
     """Rank the teachers and objectives of a run, with intervals over questions.
 

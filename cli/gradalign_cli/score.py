@@ -33,11 +33,11 @@ under a context), `model:NAME` (another model), `model:NAME+ctx:…` (both), `ct
 
 def score(
     questions: Annotated[
-        str, typer.Argument(help="builtin:arithmetic|boolean|choice[:train|:heldout], or a .jsonl file.")
-    ] = "",
+        str | None, typer.Argument(help="builtin:arithmetic|boolean|choice[:train|:heldout], or a .jsonl file.")
+    ] = None,
     student: Annotated[
-        str, typer.Option(help="Hub id, folder, FILE.gguf, builtin:NAME or a well-known name such as Qwen3-0.6B.")
-    ] = "",
+        str | None, typer.Option(help="Hub id, folder, FILE.gguf, builtin:NAME or a well-known name such as Qwen3-0.6B.")
+    ] = None,
     teacher: Annotated[list[str] | None, typer.Option(help="A teacher; give it once for each.")] = None,
     objective: Annotated[list[str] | None, typer.Option(help="An objective; give it once for each.")] = None,
     rollouts: Annotated[int, typer.Option(help="Base rollouts a question.")] = 16,
@@ -57,7 +57,7 @@ def score(
     temperature: Annotated[float, typer.Option(help="Divides the logits of student, sampler and teacher.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal rows.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder [default: runs/ and a name made of the settings].")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16, float16.")
     ] = "auto",
@@ -87,15 +87,16 @@ def score(
         from gradalign.pipeline import Execution
         from gradalign_cli.tables import print_ranking
 
-        config = configure(questions or None, student or None, teacher or (), objective or (), limit, max_tokens, **settings)
+        config = configure(questions, student, teacher or (), objective or (), limit, max_tokens, **settings)
         folder = out or default_folder(config)
         run = run_score(config, folder, Execution(device, batch_size), progress)
     for notice in run.description["provenance"]["notices"]:
         errors.print(f"note: {safe(notice)}")
     if node_selection == "top":
-        output.print("Nodes were taken outright (--node-selection top): look at them, but do not rank by them.")
-    else:
-        print_ranking(rank(run))
+        output.print("Nodes were taken outright (--node-selection top): look at them; they cannot be ranked by.")
+        output.print(f"The run lies in [bold]{safe(str(folder))}[/].", soft_wrap=True)
+        return
+    print_ranking(rank(run))
     output.print(
         f"The run lies in [bold]{safe(str(folder))}[/]; rank it again with `gradalign rank {safe(str(folder))}`.",
         soft_wrap=True,

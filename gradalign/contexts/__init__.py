@@ -8,6 +8,7 @@ from gradalign.contexts.render import (
     render_context,
     render_question,
     render_summary_request,
+    template_fingerprints,
 )
 from gradalign.contexts.spec import parse_teacher
 
@@ -20,4 +21,5 @@ __all__ = [
     "render_context",
     "render_question",
     "render_summary_request",
+    "template_fingerprints",
 ]

@@ -1,6 +1,8 @@
 """Render the text of a user message: the question alone, or with the privileged context that only the teacher sees."""
 
+import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
@@ -9,7 +11,7 @@ from pathlib import Path
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gradalign.types import GradalignError, Question
+from gradalign.types import GradalignError, Question, TeacherSpec
 
 CONTEXTS = ("none", "correct_demo", "correct_wrong_demo", "wrong_demo", "summary", "reference", "answer")
 
@@ -73,7 +75,6 @@ def missing_material(context: str, material: Material) -> str | None:
     return None
 
 
-@cache
 def needed_material(context: str) -> tuple[str, ...]:
     """Names of the material fields that a context's template uses."""
     if context == "none":
@@ -89,17 +90,30 @@ def needed_material(context: str) -> tuple[str, ...]:
     return tuple(sorted(used & known))
 
 
-@cache
+def template_fingerprints(teachers: Iterable[TeacherSpec]) -> dict[str, str]:
+    """A hash of the text of every template of the user's own, by path."""
+    paths = sorted({teacher.context for teacher in teachers} - {*CONTEXTS})
+    return {path: hashlib.blake2b(_template(path).encode(), digest_size=16).hexdigest() for path in paths}
+
+
 def _template(context: str) -> str:
     if context in CONTEXTS or context == "summarise":
-        return (resources.files("gradalign.contexts") / "templates" / f"{context}.j2").read_text(encoding="utf-8")
-    return Path(context).read_text(encoding="utf-8")
+        return _built_in(context)
+    try:
+        return Path(context).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GradalignError(f"template {context} cannot be read ({error}); give a text file in UTF-8") from error
+
+
+@cache
+def _built_in(context: str) -> str:
+    return (resources.files("gradalign.contexts") / "templates" / f"{context}.j2").read_text(encoding="utf-8")
 
 
 def _render(source: str, name: str, **variables: object) -> str:
     try:
         return _ENVIRONMENT.from_string(source).render(**variables)
-    except TemplateError as error:
+    except Exception as error:  # a template of the user's own can fail in any way
         raise GradalignError(f"template {name!r} failed: {error}; mend the template") from error
 
 

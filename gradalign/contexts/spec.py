@@ -28,10 +28,17 @@ def parse_teacher(spec: str) -> TeacherSpec:
     raise GradalignError(f"teacher {spec!r} is not of the form {_FORMS}")
 
 
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
+
+
 def _known(context: str, spec: str) -> str:
     if context in CONTEXTS:
         return context
-    if Path(context).is_file():
+    if _is_file(context):
         needed_material(context)
         return context
     close = difflib.get_close_matches(context, CONTEXTS, n=1)

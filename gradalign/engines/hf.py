@@ -124,7 +124,7 @@ class HFEngine:
         output = self.model.model.base_model(
             input_ids=torch.from_numpy(tokens_B).to(mask.device)[:, None],
             attention_mask=batch.mask_BL,
-            position_ids=mask.sum(-1, keepdim=True),
+            position_ids=mask.sum(-1, keepdim=True).clamp_max(self.model.context_window - 1),  # finished rows may be past it
             past_key_values=batch.cache,
             use_cache=True,
         )

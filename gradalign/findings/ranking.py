@@ -96,15 +96,16 @@ def _scores(sums: ScoreSums, draws: int, seed: int) -> tuple[dict[str, np.ndarra
     """Scores (M,) with equal question weights 1/Q, and the same on resamples of the questions (B, M)."""
     questions = sums.weight.shape[-1]
     counts = bootstrap_counts(questions, draws, seed) / questions
-    return pooled_scores(sums.map(lambda array: array.mean(-1))), pooled_scores(sums.map(lambda array: counts @ array.T))
+    resampled = pooled_scores(sums.map(lambda array: counts @ array.T))
+    if questions == 1:  # one question says nothing of how questions differ
+        resampled = {name: np.full_like(draws, np.nan) for name, draws in resampled.items()}
+    return pooled_scores(sums.map(lambda array: array.mean(-1))), resampled
 
 
 def _scored_rows(run: Run, support: str) -> pd.DataFrame:
     """Alignment rows with the node's and the teacher's numbers beside them."""
     suffix = "_visited" if support == "visited" else ""
-    nodes = run.frame(
-        "nodes", ["question", "node", "scored", f"informative{suffix}", f"g_norm2{suffix}", f"g_norm2{suffix}_raw"]
-    )
+    nodes = run.frame("nodes", ["question", "node", "scored", "informative", f"g_norm2{suffix}", f"g_norm2{suffix}_raw"])
     nodes = nodes[nodes["scored"]].set_axis(["question", "node", "scored", "informative", "g_norm2", "g_norm2_raw"], axis=1)
     teachers = run.frame("teachers", ["question", "node", "teacher", "advantage"]).dropna()
     rows = run.frame("alignment").merge(nodes, on=["question", "node"]).merge(teachers, on=["question", "node", "teacher"])
@@ -128,7 +129,6 @@ def _question_sums(rows: pd.DataFrame, run: Run) -> tuple[list[tuple[str, str]],
     weight = rows["weight"]
     useful = rows["informative"].astype(bool) & rows["cos"].notna()
     weighted = pd.DataFrame({
-        "weight": weight,
         "dot": weight * rows["dot"],
         "d_norm2": weight * rows["d_norm2"],
         "advantage": weight * rows["advantage"],
@@ -139,15 +139,19 @@ def _question_sums(rows: pd.DataFrame, run: Run) -> tuple[list[tuple[str, str]],
         "cos": (weight * rows["cos"]).where(useful, 0.0),
         "informative": weight.where(useful, 0.0),
     })  # fmt: skip
-    sums = weighted.groupby([rows["teacher"], rows["objective"], rows["question"]]).sum()
+    grouped = weighted.groupby([rows["teacher"], rows["objective"], rows["question"]]).sum()
     keys = [(t, o) for t in run.identity["teachers"] if t in counts.index for o in run.identity["objectives"]]
     wanted = pd.MultiIndex.from_tuples([(*key, q) for key in keys for q in sorted(shared)], names=[*KEYS, "question"])
-    arrays = {name: column.to_numpy().reshape(len(keys), len(shared)) for name, column in sums.reindex(wanted).items()}
-    return (
-        keys,
-        ScoreSums(**{str(name): array for name, array in arrays.items()}),
-        [_absent(teacher, run) for teacher in absent],
-    )
+    arrays = {name: column.to_numpy().reshape(len(keys), len(shared)) for name, column in grouped.reindex(wanted).items()}
+    arrays["weight"] = np.tile(_mean_length(run).loc[sorted(shared)].to_numpy(), (len(keys), 1))
+    sums = ScoreSums(**{str(name): array for name, array in arrays.items()})
+    return keys, sums, [_absent(teacher, run) for teacher in absent]
+
+
+def _mean_length(run: Run) -> pd.Series:
+    """What the weights of a question's nodes estimate, exactly: steps a base rollout, since every visited node is stored."""
+    visits = run.frame("nodes", ["question", "visits"]).groupby("question")["visits"].sum()
+    return visits / run.frame("questions", ["question", "rollouts"]).set_index("question")["rollouts"].loc[visits.index]
 
 
 def _absent(teacher: str, run: Run) -> str:
@@ -160,7 +164,9 @@ def outcome_notes(run: Run) -> Sequence[str]:
     """What was counted on the way: questions that say nothing, truncated and ungradable rollouts, what was skipped."""
     questions = run.frame("questions")
     sampled = questions[questions["rollouts"] > 0]
+    missing = run.description["provenance"].get("questions", len(questions)) - len(questions)
     counted = {
+        "questions are not scored yet: the run is unfinished": missing,
         "questions with every base rollout right (they say little)": int((sampled["pass_rate"] == 1).sum()),
         "questions with every base rollout wrong (they say little)": int((sampled["pass_rate"] == 0).sum()),
         "base rollouts in which no answer could be read": int(sampled["ungradable"].sum()),

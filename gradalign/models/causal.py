@@ -31,7 +31,7 @@ class CausalLanguageModel:
         self.batches = Batches(batch_size, f"forward passes of {name}")
         self.head = output_layer(model)
         self.vocabulary_size = min(vocabulary_size, self.head.weight.shape[0])
-        self.context_window = int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
+        self.context_window = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
         self._check_head()
 
     @property
@@ -59,7 +59,7 @@ class CausalLanguageModel:
 
     def logits(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Float32 logits of the trimmed vocabulary, with what the architecture does after its output layer."""
-        config = self.model.config
+        config = self.model.config.get_text_config()
         bias = getattr(self.head, "bias", None)
         size = self.vocabulary_size
         logits = torch.nn.functional.linear(hidden_NH, self.head.weight[:size], None if bias is None else bias[:size]).float()

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from gradalign.types import GradalignError
@@ -27,9 +26,12 @@ class ChatCodec:
             encoded = self.tokenizer.apply_chat_template(
                 chat, add_generation_prompt=True, tokenize=True, return_dict=True, enable_thinking=False
             )
-        except TemplateError as error:
+        except Exception as error:  # a template can fail in any way
             raise GradalignError(f"the chat template of {self.name!r} failed: {error}; pass --chat-template FILE") from error
-        return tuple(encoded["input_ids"])  # pyright: ignore
+        tokens = tuple(encoded["input_ids"])  # pyright: ignore
+        if not tokens:
+            raise GradalignError(f"the chat template of {self.name!r} makes an empty prompt; pass --chat-template FILE")
+        return tokens  # pyright: ignore[reportReturnType]
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         return str(self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True))

@@ -39,7 +39,7 @@ def load_model(name: str, options: LoadOptions) -> LoadedModel:
     language_model = CausalLanguageModel(model, name, span, options.temperature, options.batch_size)
     width = output_layer(model).weight.shape[0]
     notices = (f"{name}: {width:,} logits over {span:,} tokens, trimmed to the tokens",) if width > span else ()
-    return LoadedModel(language_model, codec, _fingerprint(model, source), model.num_parameters(), notices)
+    return LoadedModel(language_model, codec, _fingerprint(model, tokenizer, source), model.num_parameters(), notices)
 
 
 def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -94,16 +94,18 @@ def _first_line(error: Exception) -> str:
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every token that ends a turn by the model's generation settings, its configuration or its tokenizer."""
-    declared = [getattr(model.generation_config, "eos_token_id", None), model.config.eos_token_id, tokenizer.eos_token_id]
+    settings = (model.generation_config, model.config.get_text_config(), tokenizer)
+    declared = [getattr(source, "eos_token_id", None) for source in settings]
     ids = {token for value in declared if value is not None for token in (value if isinstance(value, list) else [value])}
     if not ids:
         raise GradalignError("the model names no end-of-turn token; set eos_token_id in its generation_config.json")
     return frozenset(ids)
 
 
-def _fingerprint(model: PreTrainedModel, source: ModelSource) -> str:
-    """A hash that tells two sets of weights apart: names, shapes and a sample of the values of every tensor."""
-    digest = hashlib.blake2b(digest_size=16)
+def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: ModelSource) -> str:
+    """A hash that tells two models apart: precision, chat template, vocabulary, and of every tensor name, shape and some values."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    digest = hashlib.blake2b(f"{model.dtype}{tokenizer.chat_template}{vocabulary}".encode(), digest_size=16)
     for key, tensor in sorted(model.state_dict().items()):
         flat = tensor.reshape(-1)
         sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()

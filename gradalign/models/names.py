@@ -1,6 +1,7 @@
 """From what a user types to where a model lies: built-in, folder, GGUF file, hub id, or a well-known bare name. No torch."""
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,10 +40,10 @@ def resolve_model(name: str) -> ModelSource:
         return ModelSource(name, "folder", str(_builtin_student(name)))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise GradalignError(f"no such GGUF file: {name}; check the path")
         return ModelSource(name, "gguf", str(path.parent), path.name)
-    if path.is_dir():
+    if name and os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise GradalignError(f"folder {name} holds no config.json; give the folder that save_pretrained wrote")
         return ModelSource(name, "folder", str(path))

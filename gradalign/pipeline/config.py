@@ -1,5 +1,6 @@
 """What a run is: every setting that its rows depend on, and apart from them those that only say how it is carried out."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,13 +42,20 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise GradalignError(f"{name} is {value}; it must be at least {least}")
-        if not self.temperature > 0:
-            raise GradalignError(f"temperature is {self.temperature}; it must be above 0 (greedy rollouts have no gradient)")
+        if not 0 < self.temperature < math.inf:
+            raise GradalignError(
+                f"temperature is {self.temperature}; it must be above 0 and finite (greedy rollouts have no gradient)"
+            )
         if not 0 < self.candidate_mass <= 1:
             raise GradalignError(f"candidate_mass is {self.candidate_mass}; it must be above 0 and at most 1")
         if self.replicates < self.min_visits:
             raise GradalignError(
                 f"replicates ({self.replicates}) is below min_visits ({self.min_visits}); no candidate could count"
+            )
+        if self.budget < self.candidates * self.replicates:
+            least = self.candidates * self.replicates
+            raise GradalignError(
+                f"budget is {self.budget}; it must be at least {least}, one node of {self.candidates} candidates"
             )
         if self.node_selection not in ("pps", "top"):
             raise GradalignError(f"node_selection is {self.node_selection!r}; choose pps or top")
@@ -83,3 +91,7 @@ class Execution:
 
     device: str = "auto"
     batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise GradalignError(f"batch_size is {self.batch_size}; it must be at least 1")

@@ -88,13 +88,17 @@ def _sample_base(
         member = cast.member(source)
         theirs = [member.model.codec.prompt(render_question(question)) for question in questions]
         purpose = "demonstration" if source is None else f"demonstration by {source}"
-        sampled = sample_rollouts(member, questions, theirs, purpose, config.demonstrations, sampling)
-        pools[source] = [Pool(rollouts) for rollouts in sampled]
+        window = member.model.language_model.context_window
+        fitting = [i for i, prompt in enumerate(theirs) if len(prompt) + config.longest <= window]
+        asked = [questions[i] for i in fitting]
+        sampled = sample_rollouts(member, asked, [theirs[i] for i in fitting], purpose, config.demonstrations, sampling)
+        found = dict(zip(fitting, sampled, strict=True))
+        pools[source] = [Pool(found.get(i, [])) for i in range(len(questions))]
         if any(t.source == source and "summary" in needed_material(t.context) for t in cast.teachers):
             summarise(member, questions, pools[source], sampling)
     for i, result in enumerate(results):
         result.rollouts = base[i]
-        result.pools = {source: found[i] for source, found in pools.items()}
+        result.pools = {source: pool[i] for source, pool in pools.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,11 @@ def teacher_prompts(
     """
     prompts, skips = [], []
     for teacher in cast.teachers:
-        material = _material(question, pools.get(teacher.source))
+        pool = pools.get(teacher.source)
+        if pool is not None and not pool.rollouts:
+            skips.append(Skip(question.id, teacher.name, "question longer than the demonstrating model's window"))
+            continue
+        material = _material(question, pool)
         lack = missing_material(teacher.context, material)
         if lack:
             skips.append(Skip(question.id, teacher.name, lack))

@@ -67,7 +67,7 @@ def _question_row(result: QuestionResult) -> dict[str, Any]:
     rewards = [rollout.grade.reward for rollout in rollouts]
     sampled = sum(len(r.completion.tokens) for r in rollouts)
     sampled += sum(pool.tokens + pool.summary_tokens for pool in result.pools.values())
-    sampled += sum(len(r.completion.tokens) for r in result.targeted if r.completion is not None)
+    sampled += sum(len(rollout.completion.tokens) for rollout in result.targeted)
     return {
         "question": question.id,
         "order": result.order,
@@ -119,9 +119,7 @@ def _targeted_row(index: int, source: str, rollout: TargetedRollout) -> dict[str
     return row | _completion_cells(rollout.completion) | _grade_cells(rollout.grade)
 
 
-def _completion_cells(completion: Completion | None) -> dict[str, Any]:
-    if completion is None:
-        return {"tokens": [], "logprobs": [], "stop": "stop"}
+def _completion_cells(completion: Completion) -> dict[str, Any]:
     return {"tokens": completion.tokens, "logprobs": completion.logprobs, "stop": completion.stop}
 
 
@@ -156,7 +154,6 @@ def _node_rows(question: Question, scored: Scored) -> list[dict[str, Any]]:
                 "student_mass": float(survey.student_probs_NK[n][evidence.tried_MK[m]].sum()),
                 "value": known(full.ideal.value_N[m]),
                 "informative": bool(full.ideal.informative_N[m]),
-                "informative_visited": bool(visited.ideal.informative_N[m]),
                 "g_norm2": known(full.ideal.corrected_norm2_N[m]),
                 "g_norm2_raw": known(full.ideal.norm2_N[m]),
                 "g_norm2_visited": known(visited.ideal.corrected_norm2_N[m]),
@@ -195,7 +192,7 @@ def _teacher_rows(result: QuestionResult, scored: Scored) -> list[dict[str, Any]
     place = {int(row): m for m, row in enumerate(evidence.rows)}
     rows = []
     for c, prompt in enumerate(result.prompts):
-        tau = np.where(evidence.tried_MK, survey.teacher_probs_CNK[c][evidence.rows], 0.0)
+        tau = np.where(evidence.tried_MK, np.exp(survey.teacher_logprobs_CNK[c][evidence.rows]), 0.0)
         pi = np.where(evidence.tried_MK, survey.student_probs_NK[evidence.rows], 0.0)
         ahead = np.where(evidence.tried_MK, evidence.success.mean, 0.0) - scored.full.ideal.value_N[:, None]
         advantage = np.where(evidence.tried_MK, (tau - pi) * ahead, 0.0).sum(1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.special import logsumexp
 
 from gradalign.alignment import IdealDirection, NodeAlignment, align, estimate_ideal_direction
 from gradalign.objectives import NodeSignals, Objective
@@ -58,7 +59,7 @@ def gather_evidence(
     node = _same_nodes(tree, whole, len(base))[survey.nodes[chosen]]
     child = whole.child(np.broadcast_to(node[:, None], tokens.shape), tokens)
     success = take(estimates, child, present & (child >= 0))
-    return Evidence(chosen, tokens, present, success.n >= min_visits, success)
+    return Evidence(chosen, tokens, present, (success.n >= min_visits) | success.exact, success)
 
 
 def _once(kept_MK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,9 +90,9 @@ def score_visited(
     survey: Survey, evidence: Evidence, objectives: Sequence[Objective], frequency_MK: Float[np.ndarray, "M K"]
 ) -> SupportScores:
     """On the tried tokens alone, pi and tau renormalised there, both directions computed there (arXiv 2605.10889)."""
-    log_pi = _renormalised(survey.student_probs_NK[evidence.rows], evidence.tried_MK)
+    log_pi = _renormalised(survey.student_logprobs_NK[evidence.rows], evidence.tried_MK)
     frequency = _share(np.where(evidence.tried_MK, frequency_MK, 0.0))
-    log_taus = [_renormalised(tau[evidence.rows], evidence.tried_MK) for tau in survey.teacher_probs_CNK]
+    log_taus = [_renormalised(tau[evidence.rows], evidence.tried_MK) for tau in survey.teacher_logprobs_CNK]
     d_COMK = np.array([[_direction(objective, log_pi, log_tau, frequency) for objective in objectives] for log_tau in log_taus])
     probs, norm2_COM = np.exp(log_pi), (d_COMK**2).sum(-1)
     ideal = estimate_ideal_direction(probs, evidence.success, evidence.tried_MK)
@@ -112,11 +113,10 @@ def _direction(objective: Objective, log_pi: np.ndarray, log_tau: np.ndarray, fr
     return objective.direction(signals).numpy()
 
 
-def _renormalised(probs_MK: np.ndarray, tried_MK: np.ndarray) -> np.ndarray:
-    """Log-probabilities on the support, -inf off it. A probability that underflowed to 0 counts as the smallest one there is."""
-    kept = np.where(tried_MK, np.maximum(probs_MK, np.finfo(np.float64).tiny), 0.0)
-    with np.errstate(divide="ignore"):
-        return np.log(_share(kept))
+def _renormalised(logprobs_MK: np.ndarray, tried_MK: np.ndarray) -> np.ndarray:
+    """Log-probabilities on the support, -inf off it."""
+    kept = np.where(tried_MK, logprobs_MK, -np.inf)
+    return kept - logsumexp(kept, axis=1, keepdims=True)
 
 
 def _share(weights_MK: np.ndarray) -> np.ndarray:

@@ -36,12 +36,17 @@ class Survey:
     nodes: Int[np.ndarray, " N"]
     kept_NK: Int[np.ndarray, "N K"]
     ranked: int
-    student_probs_NK: Float[np.ndarray, "N K"]
-    teacher_probs_CNK: Float[np.ndarray, "C N K"]
+    student_logprobs_NK: Float[np.ndarray, "N K"]
+    teacher_logprobs_CNK: Float[np.ndarray, "C N K"]
     direction_CONK: Float[np.ndarray, "C O N K"]
     direction_norm2_CON: Float[np.ndarray, "C O N"]
     student_entropy_N: Float[np.ndarray, " N"]
     divergence_CND: Float[np.ndarray, "C N D"]
+
+    @property
+    def student_probs_NK(self) -> Float[np.ndarray, "N K"]:
+        """pi at the kept tokens."""
+        return np.exp(self.student_logprobs_NK)
 
     @property
     def priority_N(self) -> Float[np.ndarray, " N"]:
@@ -78,7 +83,7 @@ def survey_nodes(request: SurveyRequest, objectives: Sequence[Objective], ranked
     return Survey(nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), **joined)
 
 
-_NODE_AXIS = {"teacher_probs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "divergence_CND": 1}
+_NODE_AXIS = {"teacher_logprobs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "divergence_CND": 1}
 
 
 def _node_states(model: LanguageModel, prompt: tuple[int, ...], request: SurveyRequest, nodes: np.ndarray) -> Tensor:
@@ -122,8 +127,8 @@ def _survey_chunk(
     at = kept.clamp_min(0)
     values = {
         "kept_NK": kept,
-        "student_probs_NK": pi.gather(1, at),
-        "teacher_probs_CNK": torch.stack([tau.gather(1, at).exp() for tau in teachers]),
+        "student_logprobs_NK": student.gather(1, at),
+        "teacher_logprobs_CNK": torch.stack([tau.gather(1, at) for tau in teachers]),
         "direction_CONK": torch.stack([torch.stack([d.gather(1, at) for d in row]) for row in directions]),
         "direction_norm2_CON": norm2,
         "student_entropy_N": -(pi * student).sum(-1),

@@ -12,7 +12,7 @@ from gradalign.questions import grade
 from gradalign.schedule import NodeSample, choose_candidates, choose_nodes, depth_window, sampling_size
 from gradalign.seeds import seed_of
 from gradalign.tree import PrefixTree
-from gradalign.types import Completion, CompletionRequest, Grade, Question
+from gradalign.types import Completion, CompletionRequest, Grade, Question, StopReason
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,21 +25,21 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """A forced token: the node (number in the tree), the tokens before it, and the prefix that ends in it."""
+    """A forced token: its node and depth, the generated tokens up to and with it, and how it ends the rollout, if it does."""
 
     node: int
     depth: int
     path: tuple[int, ...]
-    ends: bool
+    ends: StopReason | None
 
 
 @dataclass(frozen=True, eq=False)
 class TargetedRollout:
-    """A rollout forced through a branch: what was sampled (None where the forced token ended it), and all generated tokens."""
+    """A rollout forced through a branch: what was sampled after the forced token (nothing where that ends it), and all its tokens."""
 
     branch: Branch
     replicate: int
-    completion: Completion | None
+    completion: Completion
     tokens: np.ndarray
     grade: Grade
 
@@ -54,17 +54,11 @@ class TargetedSampling:
     rollouts: list[TargetedRollout] = field(default_factory=list)
 
 
-def generated(branch: Branch, completion: Completion | None) -> np.ndarray:
-    """The tokens of the prefix, the forced one, and those sampled after it."""
-    sampled = [] if completion is None else completion.tokens
-    return np.concatenate([branch.path, sampled]).astype(np.int64)
-
-
 def plan(question: Question, tree: PrefixTree, survey: Survey, config: RunConfig) -> Plan:
     """Choose nodes and candidates within the question's budget. Looks at no reward."""
     visits = tree.visits()[survey.nodes]
     rng = np.random.default_rng(seed_of(config.seed, question.id, "nodes"))
-    budget = max(1, config.budget // (config.candidates * config.replicates))
+    budget = config.budget // (config.candidates * config.replicates)
     size = sampling_size(survey.priority_N, visits)
     sample = choose_nodes(depth_window(tree.depth[survey.nodes]), size, budget, rng, config.node_selection)
     return Plan(sample, tuple(tuple(_candidates(survey, int(row), config)) for row in sample.chosen))
@@ -91,13 +85,15 @@ def branches(tree: PrefixTree, survey: Survey, chosen: Plan, stop_ids: frozenset
         node = int(survey.nodes[row])
         prefix = tree.prefix(node)
         depth = int(tree.depth[node])
-        found += [Branch(node, depth, (*prefix, token), token in stop_ids or depth + 1 >= max_tokens) for token in tokens]
+        for token in tokens:
+            ends = "stop" if token in stop_ids else "length" if depth + 1 >= max_tokens else None
+            found.append(Branch(node, depth, (*prefix, token), ends))
     return found
 
 
 def sample_targeted(samplings: Sequence[TargetedSampling], student: Member, config: RunConfig, advance) -> None:
     """Fill `rollouts` of every sampling, all questions' requests together; order is by branch, then replicate."""
-    open_branches = [(sampling, branch) for sampling in samplings for branch in sampling.branches if not branch.ends]
+    open_branches = [(sampling, branch) for sampling in samplings for branch in sampling.branches if branch.ends is None]
     requests = [
         CompletionRequest(
             sampling.prompt + branch.path,
@@ -115,13 +111,12 @@ def sample_targeted(samplings: Sequence[TargetedSampling], student: Member, conf
         advance(1)
     for sampling in samplings:
         for branch in sampling.branches:
-            for replicate in range(config.replicates if branch.ends else 0):
-                _keep(sampling, branch, replicate, None, student)
-                advance(1)
+            if branch.ends is not None:
+                _keep(sampling, branch, 0, Completion(0, 0, np.array([], dtype=np.int64), np.array([]), branch.ends), student)
         sampling.rollouts.sort(key=lambda rollout: (rollout.branch.node, rollout.branch.path, rollout.replicate))
 
 
-def _keep(sampling: TargetedSampling, branch: Branch, replicate: int, completion: Completion | None, student: Member) -> None:
-    tokens = generated(branch, completion)
+def _keep(sampling: TargetedSampling, branch: Branch, replicate: int, completion: Completion, student: Member) -> None:
+    tokens = np.concatenate([branch.path, completion.tokens]).astype(np.int64)
     graded = grade(sampling.question, student.model.codec.text(tokens))
     sampling.rollouts.append(TargetedRollout(branch, replicate, completion, tokens, graded))

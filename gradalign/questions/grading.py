@@ -5,25 +5,35 @@ more than a few words. A text with none of these is ungradable, which is its own
 """
 
 import re
+from fractions import Fraction
 
 from gradalign.types import Grade, Question
 
-_MARKED = re.compile(r"answer(?:\s+is)?\s*[:=]|answer\s+is\b", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\s*\{([^{}]{0,200})\}")
+_MARKED = re.compile(r"answer[*_\s]{0,8}(?:is[*_\s]{0,8})?[:=]|answer\s{1,8}is\b", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s{0,8}\{((?:[^{}]|\{[^{}]{0,200}\}){0,200})\}")
 _FEW_WORDS = 4
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})(?:[eE][-+]?\d{1,3})?(?:/\d{1,60})?")
 _BOOLEANS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 
 
 def grade(question: Question, text: str) -> Grade:
     """Reward 1 if the answer read from `text` equals the question's, else 0."""
     said = stated_answer(text)
-    read = None if said is None else _READERS[question.kind](said, question)
+    read = None if said is None else read_answer(question, said)
     if read is None:
         return Grade(0.0, "ungradable", said)
-    wanted = _READERS[question.kind](question.answer, question)
-    right = read == (wanted if wanted is not None else question.answer.strip())
+    right = read == read_answer(question, question.answer)
     return Grade(1.0 if right else 0.0, "right" if right else "wrong", read)
+
+
+def read_answer(question: Question, said: str) -> str | None:
+    """The answer that `said` states, in the form in which answers of the question's kind are compared; None if there is none."""
+    return _READERS[question.kind](said, question)
+
+
+def is_number(text: str) -> bool:
+    """Is the whole text one number?"""
+    return _NUMBER.fullmatch(text.replace("\u2212", "-").strip()) is not None
 
 
 def stated_answer(text: str) -> str | None:
@@ -42,13 +52,14 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 
 
 def _read_number(said: str, question: Question) -> str | None:
-    match = _NUMBER.search(said)
+    """The first number after the last equals sign, as an exact fraction."""
+    match = _NUMBER.search(said.replace("\u2212", "-").rpartition("=")[2])
     if not match:
         return None
     numerator, _, denominator = match.group().replace(",", "").partition("/")
-    if not denominator:
-        return f"{float(numerator):.12g}"
-    return f"{float(numerator) / float(denominator):.12g}" if float(denominator) else None
+    if denominator and not int(denominator):
+        return None
+    return str(Fraction(numerator) / int(denominator or 1))
 
 
 def _read_boolean(said: str, question: Question) -> str | None:
@@ -58,12 +69,12 @@ def _read_boolean(said: str, question: Question) -> str | None:
 
 def _read_choice(said: str, question: Question) -> str | None:
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(question.choices) or 4]
-    match = re.match(rf"[\s(*\"']*([{letters}])(?![A-Za-z])", said, re.IGNORECASE)
-    if match:
-        return match.group(1).upper()
     folded = [choice.strip().casefold() for choice in question.choices]
     text = said.strip(" .\"'*").casefold()
-    return letters[folded.index(text)] if text in folded else None
+    if text in folded:
+        return letters[folded.index(text)]
+    match = re.match(rf"[\s(*\"']*([{letters}])(?![A-Za-z])", said, re.IGNORECASE)
+    return match.group(1).upper() if match else None
 
 
 def _read_exact(said: str, question: Question) -> str | None:

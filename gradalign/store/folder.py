@@ -8,7 +8,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -32,17 +31,26 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
 
+    def check(self) -> None:
+        """Refuse a place that cannot become a run, before any work is done for it."""
+        with _disk_faults(self.path):
+            if not self.path.exists():
+                self.path.mkdir(parents=True)
+                self.path.rmdir()
+            elif (self.path / "run.json").exists():
+                read_description(self.path)
+            elif any(entry.name != ".partial" for entry in self.path.iterdir()):
+                raise GradalignError(f"folder {self.path} is not empty and not a run; choose another --out")
+
     def open(self, identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         """Begin the run, or go on with it: refused, naming the first difference, if it was begun with another identity."""
+        self.check()
         description = self.path / "run.json"
         if description.exists():
             require_same(read_description(self.path)["identity"], json.loads(json.dumps(identity)), self.path)
             return
-        if self.path.exists() and any(entry.name != ".partial" for entry in self.path.iterdir()):
-            raise GradalignError(f"folder {self.path} is not empty and not a run; choose another --out")
         record = {"format": FORMAT, "identity": identity, "provenance": provenance}
         with _disk_faults(self.path):
-            (self.path / ".partial").mkdir(parents=True, exist_ok=True)
             self._place(description, (json.dumps(record, indent=2) + "\n").encode())
 
     def finished(self) -> set[int]:
@@ -77,10 +85,12 @@ class RunFolder:
 def read_description(path: Path) -> dict[str, Any]:
     """run.json of a run folder."""
     file = path / "run.json"
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise GradalignError(f"{path} is not a run: it has no run.json; give the folder that `gradalign score` wrote")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
+        if not (isinstance(record["identity"], dict) and isinstance(record["provenance"], dict)):
+            raise TypeError("no identity or provenance")
         if record["format"] != FORMAT:
             raise GradalignError(
                 f"run {path} has format {record['format']}, this version reads {FORMAT}; install the version that wrote it"
@@ -101,7 +111,7 @@ def require_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> 
 
 def checked_parts(path: Path) -> dict[int, str | None]:
     """Every part with a marker, and what is wrong with it (None if nothing is)."""
-    markers = sorted((path / "finished").glob("part-*.json"))
+    markers = sorted((path / "finished").glob("part-[0-9][0-9][0-9][0-9][0-9]*.json"))
     return {int(marker.stem.removeprefix("part-")): _problem(path, marker) for marker in markers}
 
 
@@ -146,9 +156,8 @@ def _disk_faults(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path if path.exists() else path.parent).free
             raise GradalignError(
-                f"the disk of {path} is full ({free / 2**20:.0f} MiB free); free some space and run the same command again to go on"
+                f"the disk of {path} is full; free some space and run the same command again to go on"
             ) from error
         raise GradalignError(f"cannot write to {path}: {error.strerror or error}; choose another --out") from error
 

@@ -40,7 +40,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("truncated", _INT, "rollouts", "base rollouts cut at the length limit"),
         Column("nodes", _INT, "nodes", "prefixes at which base rollouts chose a token"),
         Column("scored_nodes", _INT, "nodes", "nodes chosen for targeted rollouts"),
-        Column("targeted_rollouts", _INT, "rollouts", "targeted rollouts sampled"),
+        Column("targeted_rollouts", _INT, "rollouts", "targeted rollouts; one whose forced token ends it needs no sampling"),
         Column("sampled_tokens", _INT, "tokens", "tokens sampled from any model: base, demonstrations, summaries, targeted"),
     ),
     "contexts": (
@@ -81,8 +81,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("tried", _INT, "tokens", "tokens with enough rollouts: the support"),
         Column("student_mass", _REAL, "", "mass of the student's distribution on the support"),
         Column("value", _REAL, "", "estimated success, the student-weighted mean over the support"),
-        Column("informative", _FLAG, "", "success differs between tokens beyond noise (level 0.05, support full)"),
-        Column("informative_visited", _FLAG, "", "the same on the renormalised support"),
+        Column("informative", _FLAG, "", "success differs between tokens beyond noise (level 0.05)"),
         Column(
             "g_norm2", _REAL, "", "squared length of the ideal direction, support full, corrected for noise (may be negative)"
         ),
