@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -13,6 +15,7 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SiglipVisionConfig,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -26,12 +29,26 @@ SHAPE = {
     "num_key_value_heads": 1, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 
+GEMMA = {"head_dim": 16, "sliding_window": 8}
+
+
+def composite_gemma() -> PreTrainedModel:
+    """Text and vision together, as the 4b, 12b and 27b are: its text settings lie one level down."""
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=28, patch_size=14
+    )
+    tokens = {"image_token_index": 96, "boi_token_index": 95, "eoi_token_index": 94, "mm_tokens_per_image": 4}
+    text = Gemma3TextConfig(**SHAPE, **GEMMA)
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, **tokens))
+
+
 FAMILIES = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
     "smollm3": lambda: SmolLM3ForCausalLM(SmolLM3Config(**SHAPE)),
-    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, head_dim=16, sliding_window=8, final_logit_softcapping=3.0)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, **GEMMA, final_logit_softcapping=3.0)),
+    "gemma3 composite": composite_gemma,
 }
 
 
@@ -48,6 +65,7 @@ def model(request) -> PreTrainedModel:
 @torch.inference_mode()
 def test_engine_and_forward_passes_agree_with_plain_ones(model):
     language_model = CausalLanguageModel(model, "random", 90)
+    assert language_model.context_window == 256
     requests = [CompletionRequest(tuple(range(3, 6 + 9 * i)), tuple(range(i * 10, i * 10 + 4)), 20) for i in range(3)]
     found = {(c.request, c.replicate): c for c in HFEngine(language_model, frozenset({2}), 256).complete(requests)}
     alone = {(c.request, c.replicate): c for c in HFEngine(language_model, frozenset({2}), 1).complete(requests)}
@@ -64,8 +82,8 @@ def test_engine_and_forward_passes_agree_with_plain_ones(model):
 
 @torch.inference_mode()
 def test_several_continuations_share_the_prompt(model):
-    language_model = CausalLanguageModel(model, "random", 97, batch_size=2)
+    language_model = CausalLanguageModel(model, "random", 90, batch_size=2)
     prompt, continuations = tuple(range(3, 20)), [np.array([5]), np.array([6, 7, 8]), np.array([9, 10]), np.arange(20, 40)]
     for states, tokens in zip(language_model.hidden_states(prompt, continuations), continuations, strict=True):
-        logits = model(input_ids=torch.tensor([[*prompt, *tokens.tolist()]])).logits[0, len(prompt) - 1 : -1].float()
+        logits = model(input_ids=torch.tensor([[*prompt, *tokens.tolist()]])).logits[0, len(prompt) - 1 : -1, :90].float()
         torch.testing.assert_close(language_model.logits(states), logits, atol=1e-3, rtol=1e-3)
