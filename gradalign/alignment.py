@@ -16,6 +16,8 @@ from gradalign.success import SuccessEstimates
 SCORES = ("drive", "gain", "pooled_cosine", "weighted_cosine", "mean_cosine", "teacher_advantage")
 INFORMATIVE_LEVEL = 0.05
 
+Nodes = Float[np.ndarray, " N"]
+
 
 @dataclass(frozen=True, eq=False)
 class IdealDirection:
@@ -86,15 +88,49 @@ def align(
     dot = (ideal.g_NK * d).sum(1)
     coefficient = pi * (d - (pi * d).sum(1, keepdims=True) / pi.sum(1, keepdims=True))
     variance = (coefficient**2 * np.where(tried_NK, success.smooth_variance, 0.0)).sum(1)
-    return NodeAlignment(cosine(dot, ideal.norm2_N, direction_norm2_N), dot, np.sqrt(variance))
+    return NodeAlignment(_cosine(dot, ideal.norm2_N, direction_norm2_N), dot, np.sqrt(variance))
 
 
-def cosine(
-    dot_N: Float[np.ndarray, " N"], g_norm2_N: Float[np.ndarray, " N"], d_norm2_N: Float[np.ndarray, " N"]
-) -> Float[np.ndarray, " N"]:
-    """<g, d> / (|g| |d|), in [-1, 1]; NaN where either has no length."""
+def cosine(g: Float[np.ndarray, "*N V"], d: Float[np.ndarray, "*N V"]) -> Float[np.ndarray, "*N"]:
+    """cos(g, d) along the last axis, the alignment of two directions, in [-1, 1]; NaN where either has no length."""
+    return _cosine((g * d).sum(-1), (g**2).sum(-1), (d**2).sum(-1))
+
+
+def _cosine(dot: np.ndarray, g_norm2: np.ndarray, d_norm2: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((g_norm2_N > 0) & (d_norm2_N > 0), np.clip(dot_N / np.sqrt(g_norm2_N * d_norm2_N), -1, 1), np.nan)
+        return np.where((g_norm2 > 0) & (d_norm2 > 0), np.clip(dot / np.sqrt(g_norm2 * d_norm2), -1, 1), np.nan)
+
+
+def drive(weight: Nodes, dot: Nodes) -> float:
+    """sum w<g,d> / sum w: first-order gain in success for one unit of learning rate."""
+    return float(_ratio((weight * dot).sum(), weight.sum()))
+
+
+def gain(weight: Nodes, dot: Nodes, d_norm2: Nodes) -> float:
+    """sum w<g,d> / sqrt(sum w|d|^2): first-order gain in success for one unit of step (weights of the mean question sum to its length)."""
+    return float(_ratio((weight * dot).sum(), np.sqrt((weight * d_norm2).sum())))
+
+
+def pooled_cosine(weight: Nodes, dot: Nodes, g_norm2: Nodes, d_norm2: Nodes) -> float:
+    """sum w<g,d> / sqrt(sum w|g|^2 sum w|d|^2), with |g|^2 corrected for noise; NaN where its sum is not positive."""
+    lengths = np.maximum((weight * g_norm2).sum(), 0) * (weight * d_norm2).sum()
+    return float(_ratio((weight * dot).sum(), np.sqrt(lengths)))
+
+
+def weighted_cosine(weight: Nodes, dot: Nodes, g_norm2: Nodes, d_norm2: Nodes) -> float:
+    """sum w<g,d> / sum w|g||d|, with |g|^2 as estimated."""
+    return float(_ratio((weight * dot).sum(), (weight * np.sqrt(g_norm2 * d_norm2)).sum()))
+
+
+def mean_cosine(weight: Nodes, cos: Nodes, informative: Bool[np.ndarray, " N"]) -> float:
+    """sum w cos / sum w over informative nodes whose cosine is defined."""
+    useful = informative & ~np.isnan(cos)
+    return float(_ratio((weight * cos)[useful].sum(), weight[useful].sum()))
+
+
+def teacher_advantage(weight: Nodes, advantage: Nodes) -> float:
+    """sum w A / sum w with A = sum_k (tau_k - pi_k) S_k: what the nodes would gain if the student became the teacher there."""
+    return float(_ratio((weight * advantage).sum(), weight.sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +160,7 @@ class ScoreSums:
 
 
 def pooled_scores(sums: ScoreSums) -> dict[str, np.ndarray]:
-    """The scores by name; NaN where a denominator is not positive. `gain` and `drive` speak of steps on the whole vocabulary."""
+    """The scores by name, as the functions of those names give them; NaN where a denominator is not positive."""
     return {
         "drive": _ratio(sums.dot, sums.weight),
         "gain": _ratio(sums.dot, np.sqrt(np.maximum(sums.d_norm2, 0))),
@@ -135,6 +171,6 @@ def pooled_scores(sums: ScoreSums) -> dict[str, np.ndarray]:
     }
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio(numerator: np.ndarray | np.floating, denominator: np.ndarray | np.floating) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(denominator > 0, numerator / denominator, np.nan)

@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from gradalign.alignment import ScoreSums, align, estimate_ideal_direction, pooled_scores
+from gradalign.alignment import (
+    SCORES,
+    ScoreSums,
+    align,
+    cosine,
+    drive,
+    estimate_ideal_direction,
+    gain,
+    mean_cosine,
+    pooled_cosine,
+    pooled_scores,
+    teacher_advantage,
+    weighted_cosine,
+)
 from gradalign.objectives import NodeSignals, ideal_direction, parse_objective
 from gradalign.success import SuccessEstimates, estimate_success
 from gradalign.testbed import TabularModel
@@ -76,7 +89,7 @@ def test_nodes_without_difference_are_called_informative_at_the_stated_level():
     assert not settled.informative_N.any()
 
 
-def test_pooled_scores_by_their_formulas():
+def test_pooled_scores_from_sums_equal_their_definitions_over_nodes():
     rng = np.random.default_rng(0)
     n = 50
     weight, dot, g2, d2 = rng.random(n), rng.standard_normal(n), rng.random(n), rng.random(n)
@@ -95,12 +108,33 @@ def test_pooled_scores_by_their_formulas():
     }
     sums = ScoreSums(**{name: np.array([term.sum()]) for name, term in terms.items()})
     found = pooled_scores(sums)
-    assert np.isclose(found["drive"], (weight * dot).sum() / weight.sum())
-    assert np.isclose(found["gain"], (weight * dot).sum() / np.sqrt((weight * d2).sum()))
-    assert np.isclose(found["pooled_cosine"], (weight * dot).sum() / np.sqrt((weight * g2).sum() * (weight * d2).sum()))
-    assert np.isclose(found["weighted_cosine"], (weight * dot).sum() / (weight * np.sqrt(g2) * np.sqrt(d2)).sum())
-    assert np.isclose(found["mean_cosine"], np.average(cos[useful], weights=weight[useful]))
-    assert np.isclose(found["teacher_advantage"], (weight * advantage).sum() / weight.sum())
+    expected = {
+        "drive": drive(weight, dot),
+        "gain": gain(weight, dot, d2),
+        "pooled_cosine": pooled_cosine(weight, dot, g2, d2),
+        "weighted_cosine": weighted_cosine(weight, dot, g2, d2),
+        "mean_cosine": mean_cosine(weight, cos, useful),
+        "teacher_advantage": teacher_advantage(weight, advantage),
+    }
+    assert found.keys() == expected.keys() == {*SCORES}
+    for name, value in expected.items():
+        assert np.isclose(found[name][0], value), name
+
+
+def test_scores_of_parallel_directions():
+    """Where every d is a positive multiple of g, each cosine is 1, and gain and drive follow from lengths."""
+    rng = np.random.default_rng(1)
+    g = rng.standard_normal((40, 6))
+    d, weight = g * rng.random((40, 1)), rng.random(40)
+    dot, g2, d2 = (g * d).sum(1), (g**2).sum(1), (d**2).sum(1)
+    np.testing.assert_allclose(cosine(g, d), 1)
+    np.testing.assert_allclose(cosine(g, -d), -1)
+    assert np.isnan(cosine(g, 0 * d)).all()
+    assert weighted_cosine(weight, dot, g2, d2) == pytest.approx(1)
+    assert mean_cosine(weight, cosine(g, d), np.ones(40, dtype=bool)) == pytest.approx(1)
+    assert pooled_cosine(weight, (g * g).sum(1), g2, g2) == pytest.approx(1)
+    assert gain(weight, (g * g).sum(1), g2) == pytest.approx(np.sqrt((weight * g2).sum()))
+    assert drive(weight, dot) == pytest.approx(np.average(dot, weights=weight))
 
 
 def test_scores_without_evidence_are_missing():
