@@ -5,6 +5,7 @@ Both supports share these formulas: on `full`, pi is the student's over the whol
 The inner product <g, d> is linear in the success estimates, hence unbiased; |g|^2 is corrected for their variance.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,7 +155,7 @@ class ScoreSums:
     cos: np.ndarray
     informative: np.ndarray
 
-    def map(self, change) -> "ScoreSums":
+    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> "ScoreSums":
         """The same sums with `change` applied to each array, such as a resampling of questions."""
         return ScoreSums(**{name: change(array) for name, array in vars(self).items()})
 

@@ -55,18 +55,19 @@ def gather_evidence(
     forced = np.array([0] * len(base) + [r.branch.depth for r in targeted])
     terminal = np.isin(whole.token, list(stop_ids)) | (whole.depth >= max_tokens)
     estimates = branch_success(whole, reward, forced, terminal)
-    tokens, present = _once(survey.kept_NK[chosen])
+    tokens = survey.kept_NK[chosen]
+    present = _first_of_each(tokens)
     node = _same_nodes(tree, whole, len(base))[survey.nodes[chosen]]
     child = whole.child(np.broadcast_to(node[:, None], tokens.shape), tokens)
     success = take(estimates, child, present & (child >= 0))
     return Evidence(chosen, tokens, present, (success.n >= min_visits) | success.exact, success)
 
 
-def _once(kept_MK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mark the first occurrence of each token in a row."""
+def _first_of_each(kept_MK: np.ndarray) -> np.ndarray:
+    """Mark the first occurrence of each token in a row; padding has none."""
     same = kept_MK[:, :, None] == kept_MK[:, None, :]
     repeated = np.tril(same, -1).any(-1)
-    return kept_MK, (kept_MK >= 0) & ~repeated
+    return (kept_MK >= 0) & ~repeated
 
 
 def _same_nodes(tree: PrefixTree, whole: PrefixTree, rollouts: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Targeted rollouts of a question: which nodes and tokens, the requests for them, and the rollouts that come back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,8 +91,13 @@ def branches(tree: PrefixTree, survey: Survey, chosen: Plan, stop_ids: frozenset
     return found
 
 
-def sample_targeted(samplings: Sequence[TargetedSampling], student: Member, config: RunConfig, advance) -> None:
-    """Fill `rollouts` of every sampling, all questions' requests together; order is by branch, then replicate."""
+def sample_targeted(
+    samplings: Sequence[TargetedSampling], student: Member, config: RunConfig, advance: Callable[[int], None]
+) -> None:
+    """Fill `rollouts` of every sampling, all questions' requests together, in the order of branches and replicates.
+
+    `advance` is told of each rollout.
+    """
     open_branches = [(sampling, branch) for sampling in samplings for branch in sampling.branches if branch.ends is None]
     requests = [
         CompletionRequest(
