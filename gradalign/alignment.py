@@ -45,7 +45,7 @@ def estimate_ideal_direction(
 ) -> IdealDirection:
     """g_j = pi_j (S_j - S_K) on the tried tokens, with S_K their pi-weighted mean, from estimates of S of shape (N, K)."""
     pi, mean = np.where(tried_NK, probs_NK, 0.0), np.where(tried_NK, success.mean, 0.0)
-    value = (pi * mean).sum(1) / pi.sum(1)
+    value = _ratio((pi * mean).sum(1), pi.sum(1))
     g = pi * (mean - value[:, None])
     norm2 = (g**2).sum(1)
     influence_NKK = _influence(pi)
@@ -56,7 +56,7 @@ def estimate_ideal_direction(
 
 def _influence(pi: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K K"]:
     """A^T A for g = A S, A_jk = pi_j (delta_jk - pi_k / pi_K): E|g|^2 grows by the trace of A^T A diag(Var S)."""
-    share = pi / pi.sum(1, keepdims=True)
+    share = _ratio(pi, pi.sum(1, keepdims=True))
     a_NJK = pi[:, :, None] * (np.eye(pi.shape[1]) - share[:, None, :])
     return np.einsum("njk,njl->nkl", a_NJK, a_NJK)
 
@@ -87,7 +87,7 @@ def align(
     """Inner product and cosine of g with a direction known at the tried tokens, of squared length `direction_norm2_N`."""
     pi, d = np.where(tried_NK, probs_NK, 0.0), np.where(tried_NK, direction_NK, 0.0)
     dot = (ideal.g_NK * d).sum(1)
-    coefficient = pi * (d - (pi * d).sum(1, keepdims=True) / pi.sum(1, keepdims=True))
+    coefficient = pi * (d - _ratio((pi * d).sum(1, keepdims=True), pi.sum(1, keepdims=True)))
     variance = (coefficient**2 * np.where(tried_NK, success.smooth_variance, 0.0)).sum(1)
     return NodeAlignment(_cosine(dot, ideal.norm2_N, direction_norm2_N), dot, np.sqrt(variance))
 

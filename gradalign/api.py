@@ -8,7 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.contexts import template_fingerprints
-from gradalign.pipeline import Cast, Execution, Progress, RunConfig, Silent, data_fingerprint, execute, load_cast
+from gradalign.pipeline import (
+    Budget,
+    Cast,
+    Effort,
+    Execution,
+    Forecast,
+    Progress,
+    RunConfig,
+    Silent,
+    data_fingerprint,
+    execute,
+    forecast,
+    load_cast,
+    parse_budget,
+)
 from gradalign.questions import load_questions
 from gradalign.seeds import seed_of
 from gradalign.store import Run, RunFolder, load_run
@@ -67,24 +81,50 @@ def run_score(
     progress: Progress | None = None,
     cast: Cast | None = None,
     questions: Sequence[Question] | None = None,
+    effort: Effort | None = None,
 ) -> Run:
     """Carry out the run that `config` describes, or go on with it, and open it for reading.
 
-    `cast` brings models of one's own instead of those that `config` names, `questions` a set of one's own.
+    `cast` brings models of one's own instead of those that `config` names, `questions` a set of one's own. A finished run goes on under a
+    larger budget in `effort`: what was sampled stays and counts.
     """
     progress = progress or Silent()
     folder = RunFolder(out or default_folder(config))
     folder.check()
-    chosen = tuple(questions) if questions is not None else load_questions(config.questions, config.limit)
-    progress.stage("loading models")
-    cast = cast or load_cast(config, execution or Execution())
-    config = _with_length(config, cast)
+    chosen, cast, config = _prepared(config, execution, progress, cast, questions)
     fingerprints = {f"weights of {name}": value for name, value in cast.fingerprints.items()}
     templates = {f"text of {path}": digest for path, digest in template_fingerprints(cast.teachers).items()}
     identity = config.as_dict() | fingerprints | templates | {"data": data_fingerprint(chosen)}
     folder.open(identity, provenance(cast) | {"questions": len(chosen)})
-    execute(folder, chosen, cast, config, progress)
+    execute(folder, chosen, cast, config, effort or Effort(), progress)
     return load_run(folder.path)
+
+
+def run_forecast(
+    config: RunConfig,
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+    cast: Cast | None = None,
+    questions: Sequence[Question] | None = None,
+    effort: Effort | None = None,
+) -> Forecast:
+    """What `run_score` would cost at its whole budget: a few questions are scored, timed, and thrown away."""
+    progress = progress or Silent()
+    chosen, cast, config = _prepared(config, execution, progress, cast, questions)
+    return forecast(chosen, cast, config, effort or Effort(), progress)
+
+
+def _prepared(
+    config: RunConfig,
+    execution: Execution | None,
+    progress: Progress,
+    cast: Cast | None,
+    questions: Sequence[Question] | None,
+) -> tuple[Sequence[Question], Cast, RunConfig]:
+    chosen = tuple(questions) if questions is not None else load_questions(config.questions, config.limit)
+    progress.stage("loading models")
+    cast = cast or load_cast(config, execution or Execution())
+    return chosen, cast, _with_length(config, cast)
 
 
 def _with_length(config: RunConfig, cast: Cast) -> RunConfig:
@@ -103,17 +143,23 @@ def score(
     out: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 256,
+    budget: str | int = Budget().amount,
+    precision: float | None = None,
+    decide: float | None = None,
     **settings: Any,
 ) -> Run:
     """Score teachers and objectives for a student on questions; returns the Run.
 
     `questions` is `builtin:NAME[:SPLIT]` or a .jsonl file; `student` a hub id, folder, .gguf file, built-in or well-known name;
-    `teachers` such as `ctx:correct_demo` or `model:NAME`; `objectives` such as `reverse_kl` or `jsd:0.5`. Other settings are
-    those of `RunConfig`: rollouts, budget, limit, max_tokens, seed, temperature, ... Raises `GradalignError` for what the user
-    can mend. An interrupted run goes on when it is called again.
+    `teachers` such as `ctx:correct_demo` or `model:NAME`; `objectives` such as `reverse_kl` or `jsd:0.5`. `budget` is targeted rollouts a
+    question, or text such as `"200k-tokens"`; with `precision` (half-width of the intervals of gain) or `decide` (confidence that
+    one is best) the run stops as soon as it may. Other settings are those of `RunConfig`: rollouts, limit, max_tokens, seed,
+    temperature, ... Raises `GradalignError` for what the user can mend. An interrupted run goes on when it is called again, a
+    finished one when it is called with a larger budget.
     """
     config = configure(questions, student, teachers, objectives, **settings)
-    return run_score(config, None if out is None else Path(out), Execution(device, batch_size))
+    effort = Effort(parse_budget(str(budget)), precision, decide)
+    return run_score(config, None if out is None else Path(out), Execution(device, batch_size), effort=effort)
 
 
 def provenance(cast: Cast) -> dict[str, Any]:

@@ -39,14 +39,27 @@ Signal = Callable[[NodeSignals], NV]
 
 @dataclass(frozen=True)
 class Objective:
-    """A distillation objective: its name as the user writes it, and its token signal f (in nats)."""
+    """A distillation objective: its name as the user writes it, and its token signal f (in nats).
+
+    Where f depends on which tokens were sampled, `expected` is the signal of its mean over them; sums linear in success use it,
+    since what was sampled at a node and how it ended belong together.
+    """
 
     name: str
     signal: Signal
+    expected: Signal | None = None
 
     def direction(self, signals: NodeSignals) -> NV:
         """d_j = pi_j (f_j - sum_k pi_k f_k), shape (N, V), the descent direction of the loss in the student's logits."""
         return centred(signals.student_logprobs.exp(), self.signal(signals))
+
+    def expected_direction(self, signals: NodeSignals) -> NV:
+        """The mean of `direction` over the sampled tokens, shape (N, V); the direction itself where it does not depend on them."""
+        return (
+            self.direction(signals)
+            if self.expected is None
+            else centred(signals.student_logprobs.exp(), self.expected(signals))
+        )
 
 
 @dataclass(frozen=True)
@@ -136,5 +149,5 @@ def _unit_parameter(spec: str, text: str) -> float:
 _PLAIN = {
     "reverse_kl": Objective("reverse_kl", _log_ratio),
     "forward_kl": _ForwardKL("forward_kl", _probability_ratio),
-    "sampled_kl": Objective("sampled_kl", _sampled_log_ratio),
+    "sampled_kl": Objective("sampled_kl", _sampled_log_ratio, _log_ratio),
 }

@@ -64,33 +64,40 @@ def jeffreys_interval(
 
 
 def branch_success(
-    tree: PrefixTree, reward_R: Float[np.ndarray, " R"], forced_R: Int[np.ndarray, " R"], terminal_N: Bool[np.ndarray, " N"]
+    tree: PrefixTree,
+    reward_R: Float[np.ndarray, " R"],
+    forced_R: Int[np.ndarray, " R"],
+    terminal_N: Bool[np.ndarray, " N"],
+    child: Int[np.ndarray, "*B"],
 ) -> SuccessEstimates:
-    """Estimates for every branch of a tree of base and targeted rollouts, indexed by the child node.
+    """Estimates for branches of a tree of base and targeted rollouts, each named by the `child` it leads to (-1: no rollout took it).
 
-    `forced_R` is the depth of the node at which a rollout's token was forced, 0 for a base rollout: the steps from there on
+    `forced_R` is the depth of the node at which a rollout's token was forced, -1 for a base rollout: the steps from there on
     are valid. `terminal_N` marks children that end the rollout.
     """
     steps = np.arange(tree.path_RT.shape[1])
     valid_RT = (tree.path_RT >= 0) & (steps >= forced_R[:, None])
-    n = tree.branch_sums(valid_RT, np.ones(len(reward_R))).astype(np.int64)
-    total = tree.branch_sums(valid_RT, reward_R)
-    return estimate_success(n, total, tree.branch_sums(valid_RT, reward_R**2), terminal_N)
+    there = child >= 0
+
+    def count(weight_R: np.ndarray) -> np.ndarray:
+        return np.where(there, tree.branch_sums(valid_RT, weight_R)[child], 0.0)
+
+    n = count(np.ones(len(reward_R))).astype(np.int64)
+    return estimate_success(n, count(reward_R), count(reward_R**2), there & terminal_N[child])
 
 
-def take(estimates: SuccessEstimates, index: Int[np.ndarray, "*B"], present: Bool[np.ndarray, "*B"]) -> SuccessEstimates:
-    """Estimates at branches `index`; where not `present`, n is 0 and the value is missing."""
-    at = np.where(present, index, 0)
+def shrink(success: SuccessEstimates, centre: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
+    """Posterior means under a Beta prior at `centre` (the node's value), its strength fitted to all branches (empirical Bayes).
 
-    def value(array: np.ndarray) -> np.ndarray:
-        return np.where(present, array[at], np.nan)
-
-    return SuccessEstimates(
-        n=np.where(present, estimates.n[at], 0),
-        mean=value(estimates.mean),
-        lower=value(estimates.lower),
-        upper=value(estimates.upper),
-        variance=value(estimates.variance),
-        smooth_variance=value(estimates.smooth_variance),
-        exact=present & estimates.exact[at],
-    )
+    By moments: the spread of the means about their centres beyond Bernoulli noise says how unlike branches are (Morris,
+    1983). A branch with no rollout takes the centre; a known one stays.
+    """
+    useful = (success.n >= 2) & ~success.exact & ~np.isnan(centre)
+    n, mean, middle = success.n[useful], success.mean[useful], np.clip(centre[useful], 0.02, 0.98)
+    noise = middle * (1 - middle)
+    beyond = ((mean - middle) ** 2 - noise / np.maximum(n, 1)).sum()
+    alike = noise.sum() / max(beyond, 1e-3 * noise.sum(), 1e-12)
+    strength = float(np.clip(alike - 1, 0.5, 1000.0))
+    total = np.where(success.n > 0, success.mean, 0.0) * success.n
+    shrunken = (total + strength * centre) / (success.n + strength)
+    return np.where(success.exact, success.mean, shrunken)

@@ -31,7 +31,7 @@ class PrefixTree:
     def branch_sums(self, valid_RT: Bool[np.ndarray, "R T"], weight_R: np.ndarray) -> np.ndarray:
         """Sum of `weight_R` over the rollouts whose step into each node is valid: (N,)."""
         weights = np.broadcast_to(np.asarray(weight_R, dtype=np.float64)[:, None], self.path_RT.shape)
-        return np.bincount(self.path_RT[valid_RT], weights=weights[valid_RT], minlength=len(self))
+        return np.bincount(self.path_RT[valid_RT], weights=weights[valid_RT], minlength=len(self)).astype(np.float64)
 
     def visits(self) -> Int[np.ndarray, " N"]:
         """Number of rollouts that chose a token at each node: (N,); 0 where rollouts only end."""

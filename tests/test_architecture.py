@@ -13,7 +13,7 @@ FLOORS = [
     {"builtin", "seeds", "objectives", "inference"},
     {"tree", "questions", "contexts", "store"},
     {"success", "models"},
-    {"alignment", "engines", "schedule"},
+    {"alignment", "engines", "schedule", "totals"},
     {"testbed", "findings"},
     {"pipeline"},
     {"api"},

@@ -135,7 +135,11 @@ def test_version_and_doctor(gradalign):
         (["score", "--temperature", "0"], "above 0"),
         (["score", "--rollouts", "0"], "at least 1"),
         (["score", "--node-selection", "best"], "pps or top"),
-        (["score", "--replicates", "2"], "min_visits"),
+        (["score", "--budget", "0"], "budget"),
+        (["score", "--budget", "1.5-rollouts-per-question"], "budget"),
+        (["score", "--precision", "0"], "precision"),
+        (["score", "--decide", "--confidence", "2"], "confidence"),
+        (["score", "--decide", "--precision", "0.1"], "not both"),
         (["score", "--top-p", "0.9"], "truncated sampling"),
         (["score", "--top-k", "20"], "truncated sampling"),
         (["score", "--device", "abacus"], "device"),
@@ -144,7 +148,6 @@ def test_version_and_doctor(gradalign):
         (["score", "--temperature", "inf"], "above 0"),
         (["score", "--max-tokens", "0"], "at least 1"),
         (["score", "--batch-size", "0"], "batch_size"),
-        (["score", "--budget", "8"], "at least 32"),
         (["score", "--student", ""], "unknown model"),
         (["score", "--student", "x" * 400], "unknown model"),
         (["score", "--teacher", "ctx:" + "x" * 400], "no such context"),
@@ -287,3 +290,39 @@ def test_a_damaged_part_is_named_and_redone(gradalign, tmp_path):
     assert "damaged" in err
     assert gradalign("score", *TINY, "--out", "r")[0] == 0
     assert load_run(tmp_path / "r").alignment.equals(expected)
+
+
+def test_dry_run_prints_a_plan_and_keeps_nothing(gradalign, tmp_path):
+    code, out, _ = gradalign("score", *TINY, "--dry-run")
+    assert code == 0
+    for what in (
+        "base rollouts",
+        "nodes chosen",
+        "targeted rollouts",
+        "tokens to sample",
+        "estimated time",
+        "nothing was kept",
+    ):
+        assert what in out
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_a_decision_is_said_and_a_spent_budget_too(gradalign):
+    settings = [
+        "--limit",
+        "24",
+        "--rollouts",
+        "16",
+        "--budget",
+        "16",
+        "--objective",
+        "reverse_kl",
+        "--teacher",
+        "ctx:reference",
+    ]
+    code, out, _ = gradalign("score", *settings, "--teacher", "ctx:none", "--decide", "--out", "decided")
+    assert code == 0
+    assert "Stopped early: ctx:reference reverse_kl is best" in out
+    code, out, _ = gradalign("score", *settings, "--precision", "1e-9", "--out", "precise")
+    assert code == 0
+    assert "The budget was spent before the goal was reached" in out

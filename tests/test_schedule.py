@@ -6,13 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradalign.schedule import (
+    allocate,
     choose_candidates,
-    choose_nodes,
     depth_window,
     inclusion_probabilities,
     nodes_per_window,
-    sampling_size,
-    systematic_sample,
+    others_variance,
+    pilot_branches,
+    pilot_rollouts,
+    poisson_sample,
+    priority,
+    top_nodes,
+    wanted_rollouts,
 )
 
 
@@ -28,79 +33,101 @@ def test_windows_share_the_budget(counts, budget):
     assert per_window == max(counts) or np.minimum(counts, per_window + 1).sum() > budget
 
 
-@given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=30), st.integers(1, 30))
-def test_inclusion_probabilities_sum_to_the_count_and_follow_size(sizes, count):
-    size = np.array(sizes)
-    probability = inclusion_probabilities(size, count)
-    assert np.isclose(probability.sum(), min(count, len(size)))
-    assert ((probability > 0) & (probability <= 1 + 1e-12)).all()
-    free = probability < 1
-    if free.any():
-        np.testing.assert_allclose(probability[free] / size[free], (probability[free] / size[free])[0])
+def wanted(rng: np.random.Generator, nodes: int, budget: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rollouts wanted at random nodes, and what one costs there."""
+    window, cost = depth_window(rng.integers(0, 40, nodes)), rng.uniform(1, 40, nodes)
+    return wanted_rollouts(rng.random(nodes) ** 4, rng.random(nodes), window, cost, budget), cost
 
 
-def test_systematic_sample_includes_each_node_with_its_probability():
-    rng = np.random.default_rng(0)
-    probability = inclusion_probabilities(rng.random(12) ** 3 + 0.01, 4)
-    draws = np.zeros(12)
-    repetitions = 20_000
-    for _ in range(repetitions):
-        chosen = systematic_sample(probability, rng.random(), rng.permutation(12))
-        assert len(chosen) == 4
-        draws[chosen] += 1
-    error = np.sqrt(probability * (1 - probability) / repetitions)
-    assert (np.abs(draws / repetitions - probability) <= 4.5 * error + 1e-12).all()
+@given(st.integers(0, 2**31), st.floats(1, 1e4))
+def test_wanted_rollouts_cost_the_budget(seed, budget):
+    rollouts, cost = wanted(np.random.default_rng(seed), 50, budget)
+    assert (rollouts * cost).sum() == pytest.approx(budget)
+    assert (rollouts >= 0).all()
 
 
-def test_weighted_total_is_unbiased_over_the_choice_of_nodes():
-    rng = np.random.default_rng(1)
-    window = depth_window(np.repeat(np.arange(8), 6))
-    visits = rng.integers(1, 9, len(window))
-    value = rng.standard_normal(len(window))
-    size = sampling_size(np.abs(value) + rng.random(len(window)), visits)
-    totals = []
-    for _ in range(4000):
-        sample = choose_nodes(window, size, 16, rng)
-        totals.append((visits * value / sample.inclusion_N)[sample.chosen].sum())
-    assert abs(np.mean(totals) - (visits * value).sum()) < 4 * np.std(totals) / np.sqrt(len(totals))
-
-
-def test_with_fewer_nodes_than_windows_inclusion_probabilities_still_hold():
-    rng = np.random.default_rng(2)
-    window, size = np.array([0, 1, 1, 2, 2, 3]), np.array([1.0, 1, 3, 2, 2, 1])
-    draws, repetitions = np.zeros(6), 20_000
-    for _ in range(repetitions):
-        sample = choose_nodes(window, size, 2, rng)
-        assert len(sample.chosen) == 2
-        draws[sample.chosen] += 1
-    expected = sample.inclusion_N
-    assert expected.sum() == pytest.approx(2)
-    assert (np.abs(draws / repetitions - expected) < 4.5 * np.sqrt(expected * (1 - expected) / repetitions)).all()
-
-
-def test_top_takes_the_largest_and_has_no_inclusion_probabilities():
-    sample = choose_nodes(np.zeros(5, dtype=int), np.array([1.0, 5, 2, 4, 3]), 2, np.random.default_rng(0), "top")
-    assert sample.chosen.tolist() == [1, 3]
-    assert np.isnan(sample.inclusion_N).all()
-
-
-def test_candidates_begin_with_sampled_tokens_and_stop_when_enough_is_captured():
-    shares = dict.fromkeys(range(6), (0.25, 0.25))
-    assert choose_candidates([4], [[0, 1], [2, 3], [4, 5]], shares, 5, 0.9) == [4, 0, 2, 1]
-    assert choose_candidates([4], [[0, 1], [2, 3], [4, 5]], shares, 3, 1.0) == [4, 0, 2]
-    assert choose_candidates([4], [[4, 1], [4, 3], [4, 5]], dict.fromkeys(range(6), (1.0, 1.0)), 4, 0.9) == [4, 1]
+def test_where_no_node_has_a_size_nothing_is_wanted():
+    nothing = wanted_rollouts(np.zeros(4), np.ones(4), np.zeros(4, dtype=int), np.ones(4), 10.0)
+    assert nothing.tolist() == [0, 0, 0, 0]
 
 
 @settings(max_examples=50)
 @given(st.integers(0, 2**31))
-def test_nothing_chosen_twice_and_every_window_served(seed):
+def test_a_larger_budget_only_adds_nodes(seed):
     rng = np.random.default_rng(seed)
-    window = depth_window(rng.integers(0, 40, 60))
-    sample = choose_nodes(window, rng.random(60) + 0.01, 12, rng)
-    assert len(np.unique(sample.chosen)) == len(sample.chosen)
-    assert {*window[sample.chosen]} == {*window}
+    state = rng.bit_generator.state
+    chances = []
+    for budget in (100.0, 300.0):
+        rng.bit_generator.state = state
+        chances.append(inclusion_probabilities(wanted(rng, 60, budget)[0], np.full(60, 8.0)))
+    draws = np.random.default_rng(seed + 1).random(60)
+    assert {*poisson_sample(chances[0], draws)} <= {*poisson_sample(chances[1], draws)}
 
 
-@pytest.mark.parametrize("size", [np.zeros(4), np.array([1e-300, 0, 0, 0])])
-def test_sampling_size_is_positive_where_no_gradient_is(size):
-    assert (sampling_size(size, np.array([1, 2, 3, 4])) > 0).all()
+def test_weighted_total_is_unbiased_over_the_choice_of_nodes():
+    rng = np.random.default_rng(1)
+    chance = inclusion_probabilities(wanted(rng, 48, 200.0)[0], np.full(48, 8.0))
+    value = rng.standard_normal(48)
+    totals = []
+    for _ in range(4000):
+        chosen = poisson_sample(chance, rng.random(48))
+        totals.append((value / chance)[chosen].sum())
+    assert abs(np.mean(totals) - value.sum()) < 4 * np.std(totals) / np.sqrt(len(totals))
+
+
+def test_top_takes_the_largest_equally_from_each_window():
+    size = np.array([1.0, 5, 2, 4, 3])
+    assert top_nodes(np.zeros(5, dtype=int), size, 2).tolist() == [1, 3]
+    assert top_nodes(np.array([0, 1, 1, 2, 2]), size, 3).tolist() == [0, 1, 3]
+    assert top_nodes(np.array([0, 1, 1, 2, 2]), size, 2).tolist() == [1, 3]
+
+
+def test_candidates_go_by_turns_and_stop_when_enough_is_captured():
+    turns = np.array([[0, 2, 4, 1, 3, 5]] * 3 + [[4, 4, 4, 1, 3, 5]])
+    shares = np.full((4, 6, 2), 0.25)
+    shares[3] = 1.0
+    chosen = choose_candidates(turns, shares, 5, 0.9)
+    assert turns[0][chosen[0]].tolist() == [0, 2, 4, 1]
+    assert turns[0][choose_candidates(turns, shares, 3, 1.0)[0]].tolist() == [0, 2, 4]
+    assert turns[3][chosen[3]].tolist() == [4, 1]
+
+
+def test_pilot_tries_two_at_least_and_all_that_matter():
+    worth = np.array([[1.0, 0.5, 0.2, 0.01], [1.0, 0.001, 0.0005, 0.0]])
+    pilot = pilot_branches(worth, np.ones((2, 4), dtype=bool))
+    assert pilot.tolist() == [[True, True, True, False], [True, True, False, False]]
+
+
+def test_a_branch_has_no_say_in_its_own_rollouts():
+    success, n = np.array([[0.0, 4.0], [2.0, 2.0]]), np.array([[4, 4], [4, 4]])
+    before = others_variance(success, n, 0.5)
+    for own in (0.0, 3.0):
+        changed = success.copy()
+        changed[0, 0] = own
+        assert others_variance(changed, n, 0.5)[0, 0] == before[0, 0]
+    assert before[0, 0] == pytest.approx((5 / 6) * (1 / 6))
+
+
+@given(st.integers(0, 2**31), st.floats(1, 500))
+def test_allocation_keeps_what_was_had_stays_within_the_limit_and_follows_worth(seed, limit):
+    rng = np.random.default_rng(seed)
+    worth, cost = rng.random((6, 3)), rng.uniform(1, 9, (6, 3))
+    had = pilot_rollouts(rng.random((6, 3)) < 0.5, cost, 4, limit)
+    assert (had * cost).sum() <= limit
+    n = allocate(worth, cost, had, limit)
+    assert (n >= had).all()
+    assert (n * cost).sum() <= limit
+    more = n > had
+    pull = (worth / np.sqrt(cost))[more]
+    assert (np.diff(n[more][np.argsort(pull)]) >= 0).all()
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**31))
+def test_priority_serves_every_compared_sum(seed):
+    """A hundred times as long a direction gets no more rollouts: lengths are made comparable."""
+    rng = np.random.default_rng(seed)
+    coefficient, visits = rng.standard_normal((1, 5, 3)), rng.random(5)
+    one = priority(coefficient, np.array([2.0]), visits)
+    both = priority(np.concatenate([coefficient, 100 * coefficient]), np.array([2.0, 2e4]), visits)
+    np.testing.assert_allclose(both, one)

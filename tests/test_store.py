@@ -33,7 +33,7 @@ def folder(tmp_path) -> RunFolder:
 
 def test_round_trip_and_schema(folder):
     run = load_run(folder.path)
-    assert folder.finished() == {0, 1}
+    assert {*folder.finished()} == {0, 1}
     for table in TABLES:
         assert run.table(table).schema.equals(arrow_schema(table))
         assert len(run.frame(table)) == 2
@@ -76,7 +76,7 @@ def test_a_damaged_part_is_seen_and_redone(folder, damage):
         file.write_bytes(content[:-10] if damage == "cut" else content[:50] + bytes([content[50] ^ 1]) + content[51:])
     with pytest.raises(GradalignError, match=r"part-00001"):
         load_run(folder.path)
-    assert folder.finished() == {0}
+    assert {*folder.finished()} == {0}
     folder.write(1, rows(1))
     assert len(load_run(folder.path).nodes) == 2
 
@@ -94,7 +94,7 @@ def test_a_full_disk_says_so_and_loses_nothing(folder, monkeypatch):
         patched.setattr(os, "fsync", full)
         with pytest.raises(GradalignError, match="full"):
             folder.write(2, rows(2))
-    assert folder.finished() == {0, 1}
+    assert {*folder.finished()} == {0, 1}
     folder.write(2, rows(2))
     assert len(load_run(folder.path).nodes) == 3
 
@@ -112,7 +112,7 @@ def test_an_interrupt_waits_until_the_part_stands(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         folder.write(2, rows(2))
     monkeypatch.undo()
-    assert folder.finished() == {0, 1, 2}
+    assert {*folder.finished()} == {0, 1, 2}
 
 
 def test_damaged_description_is_one_line(folder):

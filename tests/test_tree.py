@@ -43,7 +43,8 @@ def test_child_finds_every_branch_and_no_other(raw):
 def test_a_targeted_rollout_counts_from_its_forced_token_down_only():
     base, targeted = np.array([1, 2, 3]), np.array([1, 0, 3])
     tree = build_tree([base, targeted])
-    found = branch_success(tree, np.array([1.0, 0.0]), np.array([0, 1]), np.zeros(len(tree), dtype=bool))
+    ends = np.zeros(len(tree), dtype=bool)
+    found = branch_success(tree, np.array([1.0, 0.0]), np.array([-1, 1]), ends, np.arange(-1, len(tree))[1:])
     n = {tree.prefix(node): found.n[node] for node in range(1, len(tree))}
     assert n == {(1,): 1, (1, 2): 1, (1, 0): 1, (1, 2, 3): 1, (1, 0, 3): 1}
     node = next(n for n in range(len(tree)) if tree.prefix(n) == (1,))

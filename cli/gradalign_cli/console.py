@@ -3,8 +3,10 @@
 import logging
 import re
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import (
@@ -16,6 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+if TYPE_CHECKING:
+    from gradalign.findings import Standing
 
 output = Console()
 errors = Console(stderr=True)
@@ -33,7 +38,7 @@ class Interrupted(Exception):
 
 
 class ProgressDisplay:
-    """A bar with elapsed time and an estimate of what remains; it is told by the pipeline (`gradalign.pipeline.Progress`)."""
+    """A bar with elapsed time and an estimate of what remains, under the standing so far (`gradalign.pipeline.Progress`)."""
 
     def __init__(self) -> None:
         self.bar = Progress(
@@ -48,24 +53,37 @@ class ProgressDisplay:
             console=errors,
         )
         self.task = self.bar.add_task("starting", total=None)
+        self.table: RenderableType | None = None
+        self.live = Live(get_renderable=self._render, console=errors, refresh_per_second=8, transient=True)
+
+    def _render(self) -> RenderableType:
+        bar = self.bar.get_renderable()
+        return bar if self.table is None else Group(self.table, bar)
 
     def __enter__(self) -> "ProgressDisplay":
         logging.basicConfig(
             level=logging.WARNING, handlers=[RichHandler(console=errors, show_path=False)], format="%(message)s"
         )
-        self.bar.start()
+        self.live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop()
+        self.live.stop()
         if kind is KeyboardInterrupt:
             raise Interrupted from error
 
     def begin(self, units: int, done: int) -> None:
-        self.bar.reset(self.task, total=units, completed=done)
+        self.bar.reset(self.task, total=units or None, completed=done)
 
     def stage(self, what: str) -> None:
         self.bar.update(self.task, description=f"{what:<20}")
 
     def advance(self, units: int) -> None:
         self.bar.advance(self.task, units)
+
+    def standing(self, standing: "Standing", spent: tuple[int, int]) -> None:
+        """Show where teachers and objectives stand, as far as a terminal's height allows."""
+        if errors.is_terminal and len(standing.questions) > 1:
+            from gradalign_cli.tables import standing_table
+
+            self.table = standing_table(standing, spent, rows=max(3, errors.height - 8))

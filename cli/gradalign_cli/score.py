@@ -22,7 +22,11 @@ Interrupted or killed, the same command goes on where it was.
 
 `gradalign score questions.jsonl --student ./my-model --teacher ctx:reference --objective jsd:0.5 --out runs/mine`
 
-`gradalign score builtin:boolean --rollouts 32 --budget 512 --seed 1`
+`gradalign score builtin:boolean --budget 200k-tokens --seed 1`
+
+`gradalign score --decide` stops as soon as one teacher and objective is best; `gradalign score --dry-run` tells the cost first.
+
+The same command with a larger `--budget` goes on with a finished run: what was sampled stays and counts.
 
 **Teachers** `ctx:none|correct_demo|correct_wrong_demo|wrong_demo|summary|reference|answer` or `ctx:TEMPLATE.j2` (the student itself
 under a context), `model:NAME` (another model), `model:NAME+ctx:…` (both), `ctx:…@model:NAME` (demonstrations from another model).
@@ -40,11 +44,28 @@ def score(
     ] = None,
     teacher: Annotated[list[str] | None, typer.Option(help="A teacher; give it once for each.")] = None,
     objective: Annotated[list[str] | None, typer.Option(help="An objective; give it once for each.")] = None,
-    rollouts: Annotated[int, typer.Option(help="Base rollouts a question.")] = 16,
-    budget: Annotated[str, typer.Option(help="Targeted rollouts a question, as 256 or 256-rollouts-per-question.")] = "256",
+    rollouts: Annotated[int, typer.Option(help="Base rollouts a question.")] = 64,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="Targeted rollouts a question, as 64 or 64-rollouts-per-question; or tokens of the whole run, as 200k-tokens."
+        ),
+    ] = "64",
+    precision: Annotated[
+        float | None,
+        typer.Option(help="Stop once the 95% interval of every gain is at most this half-width; --budget is the most."),
+    ] = None,
+    decide: Annotated[
+        bool, typer.Option("--decide", help="Stop once one teacher and objective is best beyond doubt; --budget is the most.")
+    ] = False,
+    confidence: Annotated[float, typer.Option(help="Confidence of --decide, over all its looks together.")] = 0.95,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print planned nodes, rollouts, tokens and time from a few questions; keep nothing."),
+    ] = False,
     demonstrations: Annotated[int, typer.Option(help="Extra rollouts a question to take demonstrations from.")] = 8,
     candidates: Annotated[int, typer.Option(help="Candidate tokens a node, at most.")] = 4,
-    replicates: Annotated[int, typer.Option(help="Targeted rollouts a candidate.")] = 8,
+    replicates: Annotated[int, typer.Option(help="Targeted rollouts that a candidate of a chosen node gets first.")] = 4,
     min_visits: Annotated[int, typer.Option(help="Rollouts a token needs to count.")] = 4,
     node_selection: Annotated[
         str,
@@ -69,7 +90,6 @@ def score(
     _refuse_truncation(top_k, top_p)
     settings = {
         "rollouts": rollouts,
-        "budget": parse_budget(budget),
         "demonstrations": demonstrations,
         "candidates": candidates,
         "replicates": replicates,
@@ -82,14 +102,21 @@ def score(
     }
     with ProgressDisplay() as progress:
         progress.stage("starting")
-        from gradalign.api import configure, default_folder, run_score
+        from gradalign.api import configure, default_folder, run_forecast, run_score
         from gradalign.findings import rank
-        from gradalign.pipeline import Execution
-        from gradalign_cli.tables import print_ranking
+        from gradalign.pipeline import Effort, Execution, parse_budget
+        from gradalign_cli.tables import print_forecast, print_ranking
 
+        effort = Effort(parse_budget(budget), precision, confidence if decide else None)
         config = configure(questions, student, teacher or (), objective or (), limit, max_tokens, **settings)
         folder = out or default_folder(config)
-        run = run_score(config, folder, Execution(device, batch_size), progress)
+        execution = Execution(device, batch_size)
+        forecast = run_forecast(config, execution, progress, effort=effort) if dry_run else None
+        run = None if dry_run else run_score(config, folder, execution, progress, effort=effort)
+    if forecast is not None:
+        print_forecast(forecast)
+    if run is None:
+        return
     for notice in run.description["provenance"]["notices"]:
         errors.print(f"note: {safe(notice)}")
     if node_selection == "top":
@@ -97,6 +124,7 @@ def score(
         output.print(f"The run lies in [bold]{safe(str(folder))}[/].", soft_wrap=True)
         return
     print_ranking(rank(run))
+    _print_outcome(run.outcome)
     output.print(
         f"The run lies in [bold]{safe(str(folder))}[/]; rank it again with `gradalign rank {safe(str(folder))}`.",
         soft_wrap=True,
@@ -106,16 +134,25 @@ def score(
 score.__doc__ = _EXAMPLES
 
 
-def parse_budget(text: str) -> int:
-    """Targeted rollouts a question from `256` or `256-rollouts-per-question`."""
-    number = text.removesuffix("-rollouts-per-question")
-    if not number.isdecimal():
-        raise GradalignError(f"budget {text!r} is not understood; write a number of rollouts a question, as 256")
-    return int(number)
-
-
 def _refuse_truncation(top_k: int | None, top_p: float | None) -> None:
     if top_k is not None or top_p is not None:
         raise GradalignError(
             "truncated sampling (--top-k, --top-p) is refused: rollouts must come from the very distribution whose gradient is taken"
         )
+
+
+def _print_outcome(outcome: dict) -> None:
+    """Whether the goal of a run that might stop early was reached, and if not, what stands in the way."""
+    if not outcome:
+        return
+    if outcome["stopped"]:
+        output.print(f"[bold]Stopped early:[/] {safe(outcome['stopped'])}, {outcome['tokens']:,} tokens sampled.")
+        return
+    half, left = outcome["gain_half_width"], outcome["gain_half_width_left"]
+    known = (
+        ""
+        if half is None
+        else f" Gains are known to within {half:.2g}; with rollouts without end on these questions about {left:.2g}"
+    )
+    why = known and f"{known} would be left, and only more questions lessen that."
+    output.print(f"The budget was spent before the goal was reached.{why}")

@@ -4,14 +4,18 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gradalign.findings import CAVEAT, Ranking
+from gradalign.findings import CAVEAT, Ranking, Standing
 from gradalign_cli.console import output, safe
+
+if TYPE_CHECKING:
+    from gradalign.pipeline import Forecast
 
 _HEADS = {
     "drive": "drive ·10³",
@@ -64,10 +68,63 @@ def print_ranking(ranking: Ranking) -> None:
     output.print(f"[dim]{CAVEAT}[/]")
 
 
+def standing_table(standing: Standing, spent: tuple[int, int], rows: int) -> Table:
+    """The ranking of a run under way, best first: drive and gain with their intervals, and what has been spent."""
+    order = np.argsort(-np.nan_to_num(standing.score("drive"), nan=-np.inf), kind="stable")[:rows]
+    caption = f"{len(standing.questions)} questions · {spent[0]:,} rollouts · {spent[1]:,} tokens so far"
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption=caption, caption_justify="left")
+    for head in ("teacher", "objective"):
+        table.add_column(head, no_wrap=True)
+    columns = {}
+    for name in ("drive", "gain"):
+        low, high = standing.interval(name)
+        columns[name] = (standing.score(name), low, high)
+        table.add_column(f"{_HEADS[name]} [95%]", justify="right", no_wrap=True)
+    show = {name: _decimals(np.stack(values), _SCALE.get(name, 1.0)) for name, values in columns.items()}
+    for m in order:
+        cells = [
+            rf"{show[name](score[m])} \[{show[name](low[m])}, {show[name](high[m])}]"
+            for name, (score, low, high) in columns.items()
+        ]
+        table.add_row(*map(safe, standing.keys[m]), *cells)
+    return table
+
+
+def print_forecast(found: "Forecast") -> None:
+    """What a run would cost, line by line."""
+    table = Table(title=f"Planned for {found.questions:,} questions", box=SIMPLE_HEAD, show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for what, count in (
+        ("base rollouts", found.base_rollouts),
+        ("rollouts for demonstrations", found.demonstrations),
+        ("nodes visited", found.visited_nodes),
+        ("nodes chosen for targeted rollouts", found.chosen_nodes),
+        ("targeted rollouts", found.targeted_rollouts),
+        ("tokens to sample", found.tokens),
+    ):
+        table.add_row(what, f"{count:,}")
+    table.add_row("estimated time", _duration(found.seconds))
+    output.print(table)
+    output.print(
+        f"[dim]Scaled up from {found.measured} questions scored in {_duration(found.measured_seconds)}; nothing was kept. "
+        "Loading the models comes on top.[/]"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def _formatter(frame: pd.DataFrame, name: str) -> Callable[[float], str]:
     """Numbers of a column with as many decimals as its largest needs for three digits; a missing one as a dash."""
-    scale = _SCALE.get(name, 1.0)
-    largest = (frame[[name, f"{name}_low", f"{name}_high"]].abs() * scale).to_numpy()
+    return _decimals(frame[[name, f"{name}_low", f"{name}_high"]].to_numpy(), _SCALE.get(name, 1.0))
+
+
+def _decimals(values: np.ndarray, scale: float) -> Callable[[float], str]:
+    largest = np.abs(values) * scale
     top = np.nanmax(largest) if np.isfinite(largest).any() else 1.0
     decimals = int(np.clip(2 - np.floor(np.log10(max(top, 1e-6))), 0, 8))
     return lambda value: "-" if pd.isna(value) else f"{value * scale:+.{decimals}f}"

@@ -4,11 +4,11 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 
-from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gradalign.types import GradalignError, Question, TeacherSpec
@@ -112,9 +112,14 @@ def _built_in(context: str) -> str:
 
 def _render(source: str, name: str, **variables: object) -> str:
     try:
-        return _ENVIRONMENT.from_string(source).render(**variables)
+        return _compiled(source).render(**variables)
     except Exception as error:  # a template of the user's own can fail in any way
         raise GradalignError(f"template {name!r} failed: {error}; mend the template") from error
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> Template:
+    return _ENVIRONMENT.from_string(source)
 
 
 def _cleaned(material: Material) -> dict[str, str | None]:

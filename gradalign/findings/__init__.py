@@ -1,5 +1,6 @@
 """Findings: tables computed from the stored rows alone, without torch."""
 
 from gradalign.findings.ranking import CAVEAT, Ranking, paired_difference, rank
+from gradalign.findings.standing import Standing, standing_of
 
-__all__ = ["CAVEAT", "Ranking", "paired_difference", "rank"]
+__all__ = ["CAVEAT", "Ranking", "Standing", "paired_difference", "rank", "standing_of"]

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from gradalign.alignment import SCORES, ScoreSums, pooled_scores
-from gradalign.inference import bootstrap_counts, compare_with_best, percentile_interval
+from gradalign.findings.standing import KEYS, LINEAR, Standing, standing_of
+from gradalign.inference import bootstrap_counts, compare_with_best, percentile_interval, t_interval
 from gradalign.store import Run
 from gradalign.types import GradalignError
 
-KEYS = ["teacher", "objective"]
 CAVEAT = (
     "Scores are first-order and local to the logits of each node: evidence about a training run, not a proof. "
     "They cannot see guidance that does not transfer, such as a leaked answer."
@@ -25,9 +25,10 @@ CAVEAT = (
 class Ranking:
     """The ranking as a frame, one row a teacher and objective, best first, and what it rests on.
 
-    Columns: teacher, objective; each score with `_low` and `_high` (95% cluster-bootstrap interval over questions);
-    `difference` to the best by the ordering score, paired over questions, with its interval; `p_best`, the share of resamples
-    in which it is best; `tied`, not told from the best.
+    Columns: teacher, objective; each score with `_low` and `_high` (95% interval over questions); of drive and gain also `_noise`,
+    the standard error for these very questions, which more rollouts can remove where more questions cannot; `difference` to the best
+    by the ordering score, paired over questions, with its interval; `p_best`, the share of resamples in which it is best;
+    `tied`, not told from the best.
     """
 
     frame: pd.DataFrame
@@ -40,8 +41,9 @@ class Ranking:
 def rank(run: Run, by: str = "drive", support: str = "visited", draws: int = 2000, seed: int = 0) -> Ranking:
     """Rank every teacher and objective of a run by a pooled score, on the questions that all its teachers share.
 
-    `support` is that of the cosines (`visited` or `full`); gain and drive always speak of the whole vocabulary. Intervals are
-    percentile intervals of a bootstrap over whole questions.
+    `support` is that of the cosines (`visited` or `full`); gain, drive and the advantage always speak of the whole vocabulary. Their
+    intervals are t intervals from each question's influence, those of the cosines percentile intervals of a bootstrap over whole
+    questions.
     """
     if by not in SCORES:
         raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(SCORES)}")
@@ -49,27 +51,28 @@ def rank(run: Run, by: str = "drive", support: str = "visited", draws: int = 200
         raise GradalignError(f"no support {support!r}; choose visited or full")
     if run.identity.get("node_selection") == "top":
         raise GradalignError("this run took the top nodes, for looking; score again with --node-selection pps to rank")
-    rows = _scored_rows(run, support)
-    keys, sums, notes = _question_sums(rows, run)
-    scores, resampled = _scores(sums, draws, seed)
-    frame = pd.DataFrame(keys, columns=KEYS)
+    found = _scored(run, support, draws, seed)
+    frame = pd.DataFrame(found.keys, columns=KEYS)
     for name in SCORES:
-        low, high = percentile_interval(resampled[name])
-        frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = scores[name], low, high
-    if np.isnan(scores[by]).all():
+        frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = found.score[name], found.low[name], found.high[name]
+    for name in ("drive", "gain"):
+        frame[f"{name}_noise"] = found.standing.noise(name)
+    if np.isnan(found.score[by]).all():
         raise GradalignError(
             f"no teacher has a {by} in this run: no node is informative; score more questions or a larger --budget"
         )
-    compared = compare_with_best(scores[by], resampled[by])
+    influence = found.standing.influence(by) if by in LINEAR else None
+    compared = compare_with_best(found.score[by], influence, found.draws[by])
     frame["difference"], frame["difference_low"], frame["difference_high"] = (
         compared.difference_M,
         compared.low_M,
         compared.high_M,
     )
     frame["p_best"], frame["tied"] = compared.probability_M, compared.tied_M
-    shared = sums.weight.shape[-1]
+    shared = len(found.standing.questions)
     frame = frame.sort_values(by, ascending=False, kind="stable", ignore_index=True)
-    return Ranking(frame, by, shared, run.frame("questions", ["question"]).shape[0] - shared, (*notes, *outcome_notes(run)))
+    notes = (*found.notes, *outcome_notes(run))
+    return Ranking(frame, by, shared, run.frame("questions", ["question"]).shape[0] - shared, notes)
 
 
 def paired_difference(
@@ -82,33 +85,63 @@ def paired_difference(
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """Score of one (teacher, objective) less that of another, with its 95% interval, paired over questions."""
-    keys, sums, _ = _question_sums(_scored_rows(run, support), run)
+    found = _scored(run, support, draws, seed)
     for key in (one, other):
-        if key not in keys:
-            raise GradalignError(f"the run has no teacher and objective {key}; it has {', '.join(map(str, keys))}")
-    score, resampled = (scores[by] for scores in _scores(sums, draws, seed))
-    i, j = keys.index(one), keys.index(other)
-    low, high = percentile_interval(resampled[:, i] - resampled[:, j])
-    return float(score[i] - score[j]), float(low), float(high)
+        if key not in found.keys:
+            raise GradalignError(f"the run has no teacher and objective {key}; it has {', '.join(map(str, found.keys))}")
+    i, j = found.keys.index(one), found.keys.index(other)
+    difference = found.score[by][i] - found.score[by][j]
+    if by in LINEAR:
+        influence = found.standing.influence(by)
+        low, high = t_interval(np.array([difference]), influence[[i]] - influence[[j]])
+        return float(difference), float(low[0]), float(high[0])
+    low, high = percentile_interval(found.draws[by][:, i] - found.draws[by][:, j])
+    return float(difference), float(low), float(high)
 
 
-def _scores(sums: ScoreSums, draws: int, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Scores (M,) with equal question weights 1/Q, and the same on resamples of the questions (B, M)."""
-    questions = sums.weight.shape[-1]
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Every score of every pair of teacher and objective: value, interval, and values on resamples of the questions (B, M)."""
+
+    keys: list[tuple[str, str]]
+    standing: Standing
+    score: dict[str, np.ndarray]
+    low: dict[str, np.ndarray]
+    high: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
+    notes: list[str]
+
+
+def _scored(run: Run, support: str, draws: int, seed: int) -> _Scored:
+    scores, teachers = run.frame("scores"), run.identity["teachers"]
+    if scores.empty:
+        raise GradalignError(f"no question could be scored under any teacher ({'; '.join(outcome_notes(run))})")
+    standing = standing_of(scores, teachers, run.identity["objectives"])
+    if not standing.questions:
+        raise GradalignError("the teachers share no question; the run's `skipped` table says why: rank fewer teachers together")
+    sums = _question_sums(_scored_rows(run, support), standing)
+    questions = len(standing.questions)
     counts = bootstrap_counts(questions, draws, seed) / questions
-    resampled = pooled_scores(sums.map(lambda array: counts @ array.T))
+    score, drawn = (
+        pooled_scores(sums.map(lambda array: array.mean(-1))),
+        pooled_scores(sums.map(lambda array: counts @ array.T)),
+    )
     if questions == 1:  # one question says nothing of how questions differ
-        resampled = {name: np.full_like(draws, np.nan) for name, draws in resampled.items()}
-    return pooled_scores(sums.map(lambda array: array.mean(-1))), resampled
+        drawn = {name: np.full_like(values, np.nan) for name, values in drawn.items()}
+    low, high = {}, {}
+    for name in SCORES:
+        low[name], high[name] = standing.interval(name) if name in LINEAR else percentile_interval(drawn[name])
+    present = {teacher for teacher, _ in standing.keys}
+    notes = [_absent(teacher, run) for teacher in teachers if teacher not in present]
+    return _Scored(list(standing.keys), standing, score, low, high, drawn, notes)
 
 
 def _scored_rows(run: Run, support: str) -> pd.DataFrame:
-    """Alignment rows with the node's and the teacher's numbers beside them."""
+    """Alignment rows of the scored nodes with the node's numbers beside them."""
     suffix = "_visited" if support == "visited" else ""
     nodes = run.frame("nodes", ["question", "node", "scored", "informative", f"g_norm2{suffix}", f"g_norm2{suffix}_raw"])
     nodes = nodes[nodes["scored"]].set_axis(["question", "node", "scored", "informative", "g_norm2", "g_norm2_raw"], axis=1)
-    teachers = run.frame("teachers", ["question", "node", "teacher", "advantage"]).dropna()
-    rows = run.frame("alignment").merge(nodes, on=["question", "node"]).merge(teachers, on=["question", "node", "teacher"])
+    rows = run.frame("alignment").merge(nodes, on=["question", "node"])
     return rows.assign(
         cos_dot=rows[f"dot{suffix}"],
         cos_d2=rows[f"d_norm2{suffix}"],
@@ -116,22 +149,11 @@ def _scored_rows(run: Run, support: str) -> pd.DataFrame:
     )
 
 
-def _question_sums(rows: pd.DataFrame, run: Run) -> tuple[list[tuple[str, str]], ScoreSums, list[str]]:
-    """Sums (M, Q) over the nodes of each shared question, for each of M pairs of teacher and objective."""
-    counts = rows.groupby("teacher")["question"].nunique()
-    absent = [teacher for teacher in run.identity["teachers"] if teacher not in counts.index]
-    if counts.empty:
-        raise GradalignError(f"no question could be scored under any teacher ({'; '.join(outcome_notes(run))})")
-    shared = set.intersection(*(set(group) for _, group in rows.groupby("teacher")["question"]))
-    if not shared:
-        raise GradalignError("the teachers share no question; the run's `skipped` table says why: rank fewer teachers together")
-    rows = rows[rows["question"].isin(shared)]
+def _question_sums(rows: pd.DataFrame, standing: Standing) -> ScoreSums:
+    """Sums (M, Q) over the nodes of each shared question: the linear ones over all nodes, those of the cosines over chosen nodes."""
     weight = rows["weight"]
     useful = rows["informative"].astype(bool) & rows["cos"].notna()
     weighted = pd.DataFrame({
-        "dot": weight * rows["dot"],
-        "d_norm2": weight * rows["d_norm2"],
-        "advantage": weight * rows["advantage"],
         "cos_dot": weight * rows["cos_dot"],
         "cos_g2": weight * rows["g_norm2"],
         "cos_d2": weight * rows["cos_d2"],
@@ -140,18 +162,14 @@ def _question_sums(rows: pd.DataFrame, run: Run) -> tuple[list[tuple[str, str]],
         "informative": weight.where(useful, 0.0),
     })  # fmt: skip
     grouped = weighted.groupby([rows["teacher"], rows["objective"], rows["question"]]).sum()
-    keys = [(t, o) for t in run.identity["teachers"] if t in counts.index for o in run.identity["objectives"]]
-    wanted = pd.MultiIndex.from_tuples([(*key, q) for key in keys for q in sorted(shared)], names=[*KEYS, "question"])
-    arrays = {name: column.to_numpy().reshape(len(keys), len(shared)) for name, column in grouped.reindex(wanted).items()}
-    arrays["weight"] = np.tile(_mean_length(run).loc[sorted(shared)].to_numpy(), (len(keys), 1))
-    sums = ScoreSums(**{str(name): array for name, array in arrays.items()})
-    return keys, sums, [_absent(teacher, run) for teacher in absent]
-
-
-def _mean_length(run: Run) -> pd.Series:
-    """What the weights of a question's nodes estimate, exactly: steps a base rollout, since every visited node is stored."""
-    visits = run.frame("nodes", ["question", "visits"]).groupby("question")["visits"].sum()
-    return visits / run.frame("questions", ["question", "rollouts"]).set_index("question")["rollouts"].loc[visits.index]
+    wanted = pd.MultiIndex.from_tuples(
+        [(*key, q) for key in standing.keys for q in standing.questions], names=[*KEYS, "question"]
+    )
+    shape = standing.dot_MQ.shape
+    arrays = {str(name): column.to_numpy().reshape(shape) for name, column in grouped.reindex(wanted).fillna(0.0).items()}
+    return ScoreSums(
+        weight=standing.length_MQ, dot=standing.dot_MQ, d_norm2=standing.d_norm2_MQ, advantage=standing.advantage_MQ, **arrays
+    )
 
 
 def _absent(teacher: str, run: Run) -> str:
@@ -165,8 +183,10 @@ def outcome_notes(run: Run) -> Sequence[str]:
     questions = run.frame("questions")
     sampled = questions[questions["rollouts"] > 0]
     missing = run.description["provenance"].get("questions", len(questions)) - len(questions)
+    stopped = run.outcome.get("stopped")
+    left = f"questions were not needed: {stopped}" if stopped else "questions are not scored yet: the run is unfinished"
     counted = {
-        "questions are not scored yet: the run is unfinished": missing,
+        left: missing,
         "questions with every base rollout right (they say little)": int((sampled["pass_rate"] == 1).sum()),
         "questions with every base rollout wrong (they say little)": int((sampled["pass_rate"] == 0).sum()),
         "base rollouts in which no answer could be read": int(sampled["ungradable"].sum()),

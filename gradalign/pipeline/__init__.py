@@ -1,8 +1,25 @@
 """One question from rollouts to rows, and the executor over questions. Ties the pure rooms to models, engines and the store."""
 
+from gradalign.pipeline.budget import Budget, Effort, parse_budget
 from gradalign.pipeline.cast import Cast, Member, load_cast
 from gradalign.pipeline.config import Execution, RunConfig
 from gradalign.pipeline.execute import data_fingerprint, execute
+from gradalign.pipeline.forecast import Forecast, forecast
 from gradalign.pipeline.progress import Progress, Silent
 
-__all__ = ["Cast", "Execution", "Member", "Progress", "RunConfig", "Silent", "data_fingerprint", "execute", "load_cast"]
+__all__ = [
+    "Budget",
+    "Cast",
+    "Effort",
+    "Execution",
+    "Forecast",
+    "Member",
+    "Progress",
+    "RunConfig",
+    "Silent",
+    "data_fingerprint",
+    "execute",
+    "forecast",
+    "load_cast",
+    "parse_budget",
+]

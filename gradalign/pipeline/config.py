@@ -21,14 +21,14 @@ class RunConfig:
     teachers: tuple[str, ...]
     objectives: tuple[str, ...] = ("reverse_kl", "forward_kl")
     limit: int | None = None
-    rollouts: int = 16
+    rollouts: int = 64
     demonstrations: int = 8
-    budget: int = 256
-    replicates: int = 8
+    replicates: int = 4
     candidates: int = 4
     candidate_mass: float = 0.995
     min_visits: int = 4
     node_selection: str = "pps"
+    allocation: str = "adaptive"
     max_tokens: int | None = None
     temperature: float = 1.0
     seed: int = 0
@@ -48,17 +48,10 @@ class RunConfig:
             )
         if not 0 < self.candidate_mass <= 1:
             raise GradalignError(f"candidate_mass is {self.candidate_mass}; it must be above 0 and at most 1")
-        if self.replicates < self.min_visits:
-            raise GradalignError(
-                f"replicates ({self.replicates}) is below min_visits ({self.min_visits}); no candidate could count"
-            )
-        if self.budget < self.candidates * self.replicates:
-            least = self.candidates * self.replicates
-            raise GradalignError(
-                f"budget is {self.budget}; it must be at least {least}, one node of {self.candidates} candidates"
-            )
         if self.node_selection not in ("pps", "top"):
             raise GradalignError(f"node_selection is {self.node_selection!r}; choose pps or top")
+        if self.allocation not in ("adaptive", "fixed"):
+            raise GradalignError(f"allocation is {self.allocation!r}; choose adaptive or fixed")
         for kind, specs, parse in (("teacher", self.teachers, parse_teacher), ("objective", self.objectives, parse_objective)):
             if not specs:
                 raise GradalignError(f"no {kind} given; give at least one --{kind}")
@@ -80,7 +73,7 @@ class RunConfig:
 
 
 _LEAST = {
-    "limit": 1, "rollouts": 1, "demonstrations": 1, "budget": 1, "replicates": 2, "candidates": 2, "min_visits": 2,
+    "limit": 1, "rollouts": 1, "demonstrations": 1, "replicates": 1, "candidates": 2, "min_visits": 2,
     "max_tokens": 1, "part_size": 1,
 }  # fmt: skip
 

@@ -1,43 +1,81 @@
-"""Carry out a run in this process: unfinished parts in order, each a group of questions, each written when it is done."""
+"""Carry out a run in this process: parts in order, pass after pass over them, each written when it is done."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
+from gradalign.findings import Standing, standing_of
+from gradalign.pipeline.budget import Budget, Effort
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
-from gradalign.pipeline.group import planned_units, score_group, sources
+from gradalign.pipeline.group import Spending, planned_units, score_group, sources
 from gradalign.pipeline.progress import Progress
+from gradalign.pipeline.restore import stored_questions
+from gradalign.pipeline.stopping import Watch, looks, passes
+from gradalign.seeds import seed_of
 from gradalign.store import RunFolder
 from gradalign.types import Question
 
 _SMALL = 20_000_000
 
 
-def execute(folder: RunFolder, questions: Sequence[Question], cast: Cast, config: RunConfig, progress: Progress) -> None:
-    """Score every question that the run folder does not hold yet."""
-    parts = [
-        range(start, min(start + config.part_size, len(questions))) for start in range(0, len(questions), config.part_size)
-    ]
-    finished = folder.finished()
-    unit = planned_units(config, len(sources(cast)))
-    progress.begin(unit * len(questions), unit * sum(len(orders) for part, orders in enumerate(parts) if part in finished))
-    with _fitting_threads(cast):
-        for part, orders in enumerate(parts):
-            if part in finished:
-                continue
-            meter = _Meter(progress, unit * len(orders))
-            rows = score_group(list(orders), [questions[i] for i in orders], cast, config, meter)
-            folder.write(part, rows)
-            meter.complete()
+def execute(
+    folder: RunFolder, questions: Sequence[Question], cast: Cast, config: RunConfig, effort: Effort, progress: Progress
+) -> None:
+    """Score every question that the run folder does not hold yet at this budget, or until the run's goal is reached."""
+    parts = split(questions, config)
+    ledger = _Ledger(folder, config)
+    budgets = passes(effort)
+    watched = looks(len(questions))
+    watch = Watch(effort, len(watched) + len(budgets) - 1)
+    meter = _Meter(progress, config, cast, len(questions))
+    todo = [(budget, part) for budget in budgets for part in range(len(parts)) if not ledger.reached(part, budget)]
+    meter.plan(todo, [len(part) for part in parts], set(ledger.notes))
+    progress.standing(ledger.standing(), ledger.spent())
+    with fitting_threads(cast):
+        for budget in budgets:
+            scored = 0
+            for number, places in enumerate(parts):
+                if not ledger.reached(number, budget):
+                    stored = stored_questions(folder, number, cast, config.student) if number in ledger.notes else {}
+                    spending = Spending(budget, len(questions), frozenset(watch.dropped))
+                    meter.part(len(places), budget, bool(stored))
+                    rows = score_group(places, cast, config, spending, meter, stored)
+                    ledger.write(number, rows, budget)
+                    meter.complete()
+                    progress.standing(ledger.standing(), ledger.spent())
+                before, scored = scored, scored + len(places)
+                due = any(before < count <= scored for count in watched) if budget == budgets[0] else scored == len(questions)
+                if (
+                    effort.sequential
+                    and due
+                    and watch.look(ledger.standing(range(number + 1) if budget == budgets[0] else None))
+                ):
+                    break
+            if watch.stopped:
+                break
+    if effort.sequential:
+        folder.write_outcome(watch.verdict(ledger.standing(), ledger.spent()))
+    elif folder.outcome():
+        folder.write_outcome({})
+
+
+def split(questions: Sequence[Question], config: RunConfig) -> list[list[tuple[int, Question]]]:
+    """Parts of questions in a seeded random order, so that those finished first stand for all; each with its place in the set."""
+    order = np.random.default_rng(seed_of(config.seed, "order of questions")).permutation(len(questions))
+    places = [(int(i), questions[int(i)]) for i in order]
+    return [places[start : start + config.part_size] for start in range(0, len(places), config.part_size)]
 
 
 @contextmanager
-def _fitting_threads(cast: Cast) -> Iterator[None]:
+def fitting_threads(cast: Cast) -> Iterator[None]:
     """One CPU thread while every model is small: their matrices gain nothing from more, and threads that wait for each other lose much."""
     before = torch.get_num_threads()
     if cast.parameters < _SMALL:
@@ -54,12 +92,63 @@ def data_fingerprint(questions: Sequence[Question]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+class _Ledger:
+    """What the run folder holds: how far each part went, and the rows that the standing is made of."""
+
+    def __init__(self, folder: RunFolder, config: RunConfig):
+        self.folder, self.config = folder, config
+        self.notes = folder.finished()
+        self.scores = {part: folder.rows(part, "scores") for part in self.notes}
+        self.counts = {part: _spent(folder.rows(part, "questions")) for part in self.notes}
+
+    def reached(self, part: int, budget: Budget) -> bool:
+        """Was the part scored with this budget or a larger one of its kind?"""
+        note = self.notes.get(part)
+        return note is not None and note["unit"] == budget.unit and note["amount"] >= budget.amount
+
+    def write(self, part: int, rows: dict[str, list[dict[str, Any]]], budget: Budget) -> None:
+        note = {"amount": budget.amount, "unit": budget.unit}
+        self.folder.write(part, rows, note)
+        self.notes[part], self.scores[part], self.counts[part] = note, rows["scores"], _spent(rows["questions"])
+
+    def standing(self, parts: Sequence[int] | None = None) -> Standing:
+        """Where teachers and objectives stand on the finished parts, or on some of them."""
+        chosen = self.scores if parts is None else [part for part in parts if part in self.scores]
+        rows = [row for part in sorted(chosen) for row in self.scores[part]]
+        columns = ["question", "teacher", "objective", "length", "dot", "dot_se", "d_norm2", "advantage"]
+        return standing_of(pd.DataFrame(rows, columns=columns), self.config.teachers, self.config.objectives)
+
+    def spent(self) -> tuple[int, int]:
+        """Rollouts and tokens sampled so far."""
+        return sum(count for count, _ in self.counts.values()), sum(tokens for _, tokens in self.counts.values())
+
+
+def _spent(questions: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    return sum(q["rollouts"] + q["targeted_rollouts"] for q in questions), sum(q["sampled_tokens"] for q in questions)
+
+
 class _Meter:
     """Keeps a part's units at what was planned for it, whatever it really took."""
 
-    def __init__(self, progress: Progress, planned: int):
-        self.progress = progress
-        self.left = planned
+    def __init__(self, progress: Progress, config: RunConfig, cast: Cast, questions: int):
+        self.progress, self.config, self.questions = progress, config, questions
+        self.pools = len(sources(cast))
+        self.left = 0
+
+    def plan(self, todo: Sequence[tuple[Budget, int]], sizes: Sequence[int], held: set[int]) -> None:
+        """Announce the work: each pass over each part, the first of which samples what later ones find stored."""
+        total, seen = 0, set(held)
+        for budget, part in todo:
+            total += self._units(budget, part in seen) * sizes[part]
+            seen.add(part)
+        self.progress.begin(total, 0)
+
+    def part(self, questions: int, budget: Budget, held: bool) -> None:
+        """A part begins."""
+        self.left = questions * self._units(budget, held)
+
+    def _units(self, budget: Budget, held: bool) -> int:
+        return planned_units(self.config, self.pools, budget, self.questions, held)
 
     def begin(self, units: int, done: int) -> None:
         self.progress.begin(units, done)
@@ -71,6 +160,9 @@ class _Meter:
         step = min(units, self.left)
         self.left -= step
         self.progress.advance(step)
+
+    def standing(self, standing: Standing, spent: tuple[int, int]) -> None:
+        self.progress.standing(standing, spent)
 
     def complete(self) -> None:
         self.advance(self.left)

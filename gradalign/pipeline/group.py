@@ -1,21 +1,23 @@
 """A group of questions from prompts to rows: the order of the steps, each named, each in a room of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradalign.contexts import needed_material, render_question
 from gradalign.objectives import Objective, parse_objective
+from gradalign.pipeline.budget import Budget
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.prompts import teacher_prompts
+from gradalign.pipeline.restore import Stored
 from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summarise
 from gradalign.pipeline.rows import QuestionResult, Rows, Scored, question_rows
-from gradalign.pipeline.scoring import gather_evidence, score_full, score_visited
+from gradalign.pipeline.scoring import gather, gather_evidence, score_full, score_visited, total_scores
 from gradalign.pipeline.survey import Survey, SurveyRequest, survey_nodes
-from gradalign.pipeline.targeted import Plan, TargetedSampling, branches, plan, sample_targeted
+from gradalign.pipeline.targeted import Targeting, plan, plan_branches, sample_targeted
 from gradalign.store import TABLES
 from gradalign.tree import PrefixTree, build_tree
 from gradalign.types import GradalignError, Question, Skip
@@ -24,9 +26,22 @@ _NO_ROOM = "question longer than the student's window"
 _NO_TEACHER = "no teacher could be built"
 
 
-def planned_units(config: RunConfig, pools: int) -> int:
-    """Units of work a question: base rollouts, demonstrations, one forward pass a teacher as long as they, targeted rollouts."""
-    return config.rollouts * (2 + len(config.teachers)) + config.demonstrations * pools + config.budget
+@dataclass(frozen=True)
+class Spending:
+    """The budget of a run, over how many questions it is spread, and the pairs of teacher and objective that no rollout is meant for."""
+
+    budget: Budget
+    questions: int
+    dropped: frozenset[tuple[str, str]] = frozenset()
+
+
+def planned_units(config: RunConfig, pools: int, budget: Budget, questions: int, held: bool) -> int:
+    """Units of work a question: one forward pass a teacher as long as the base rollouts, targeted rollouts, and what is not yet held."""
+    sampled = 0 if held else config.rollouts + config.demonstrations * pools
+    targeted = budget.amount
+    if budget.unit == "tokens":
+        targeted = max(0, budget.amount // questions - sampled * config.longest // 2) * 4 // config.longest
+    return sampled + config.rollouts * (1 + len(config.teachers)) + targeted
 
 
 def sources(cast: Cast) -> list[str | None]:
@@ -36,28 +51,49 @@ def sources(cast: Cast) -> list[str | None]:
 
 
 def score_group(
-    orders: Sequence[int], questions: Sequence[Question], cast: Cast, config: RunConfig, progress: Progress
+    places: Sequence[tuple[int, Question]],
+    cast: Cast,
+    config: RunConfig,
+    spending: Spending,
+    progress: Progress,
+    stored: Mapping[str, Stored],
 ) -> Rows:
-    """Score the questions (whose places in the set are `orders`) and return their rows by table."""
-    results = [QuestionResult(question, order) for order, question in zip(orders, questions, strict=True)]
-    prompts = _student_prompts(results, cast, config)
-    open_results = [result for result in results if result.question.id in prompts]
-    _sample_base(open_results, prompts, cast, config, progress)
-    surveyed: list[_Surveyed | None] = []
-    for result in open_results:
-        progress.stage("forward passes")
-        surveyed.append(_survey(result, prompts[result.question.id], cast, config))
-        progress.advance(config.rollouts * (1 + len(config.teachers)))
-    progress.stage("targeted rollouts")
-    sample_targeted([found.sampling for found in surveyed if found], cast.student, config, progress.advance)
-    for result, found in zip(open_results, surveyed, strict=True):
-        if found is not None:
-            _score(result, found, cast, config)
+    """Score questions, each with its place in the set, and return their rows by table. What is `stored` of them is not sampled again."""
     rows: Rows = {table: [] for table in TABLES}
-    for result in results:
+    for result in score_questions(places, cast, config, spending, progress, stored):
         for table, more in question_rows(result, config).items():
             rows[table] += more
     return rows
+
+
+def score_questions(
+    places: Sequence[tuple[int, Question]],
+    cast: Cast,
+    config: RunConfig,
+    spending: Spending,
+    progress: Progress,
+    stored: Mapping[str, Stored],
+) -> list[QuestionResult]:
+    """Everything found for questions, before it is arranged in rows."""
+    results = [QuestionResult(question, order) for order, question in places]
+    prompts = _student_prompts(results, cast, config)
+    open_results = [result for result in results if result.question.id in prompts]
+    _sample_base([r for r in open_results if r.question.id not in stored], prompts, cast, config, progress)
+    for result in open_results:
+        if result.question.id in stored:
+            _restore(result, stored[result.question.id])
+    surveyed: list[_Surveyed | None] = []
+    for result in open_results:
+        progress.stage("forward passes")
+        known = stored.get(result.question.id)
+        surveyed.append(_survey(result, prompts[result.question.id], cast, config, spending, known))
+        progress.advance(config.rollouts * (1 + len(config.teachers)))
+    progress.stage("targeted rollouts")
+    sample_targeted([found.targeting for found in surveyed if found], cast.student, config, progress.advance)
+    for result, found in zip(open_results, surveyed, strict=True):
+        if found is not None:
+            _score(result, found, cast, config)
+    return results
 
 
 def _student_prompts(results: Sequence[QuestionResult], cast: Cast, config: RunConfig) -> dict[str, tuple[int, ...]]:
@@ -101,53 +137,73 @@ def _sample_base(
         result.pools = {source: pool[i] for source, pool in pools.items()}
 
 
+def _restore(result: QuestionResult, stored: Stored) -> None:
+    result.rollouts, result.pools, result.prompts = stored.rollouts, stored.pools, stored.prompts
+    result.skips, result.other_tokens = list(stored.skips), stored.other_tokens
+
+
 @dataclass(frozen=True, eq=False)
 class _Surveyed:
     """A question between the pass over the vocabulary and its scores."""
 
     tree: PrefixTree
     survey: Survey
-    plan: Plan
-    sampling: TargetedSampling
+    targeting: Targeting
 
 
-def _survey(result: QuestionResult, prompt: tuple[int, ...], cast: Cast, config: RunConfig) -> _Surveyed | None:
+def _survey(
+    result: QuestionResult, prompt: tuple[int, ...], cast: Cast, config: RunConfig, spending: Spending, stored: Stored | None
+) -> _Surveyed | None:
     """Teacher prompts, the pass over the vocabulary, and the plan of targeted rollouts; None if no teacher is left."""
-    longest = max(len(rollout.completion.tokens) for rollout in result.rollouts)
-    prompts, skips = teacher_prompts(cast, result.question, result.pools, longest)
-    result.prompts = prompts
-    result.skips += skips
-    if not prompts:
-        result.skips.append(Skip(result.question.id, None, _NO_TEACHER))
+    if stored is None:
+        longest = max(len(rollout.completion.tokens) for rollout in result.rollouts)
+        result.prompts, skips = teacher_prompts(cast, result.question, result.pools, longest)
+        result.skips += skips
+        result.other_tokens = sum(len(rollout.completion.tokens) for rollout in result.rollouts)
+        result.other_tokens += sum(pool.tokens + pool.summary_tokens for pool in result.pools.values())
+        if not result.prompts:
+            result.skips.append(Skip(result.question.id, None, _NO_TEACHER))
+    if not result.prompts:
         return None
     sequences = [rollout.completion.tokens for rollout in result.rollouts]
     tree = build_tree(sequences)
     student = (cast.student.model.language_model, prompt)
-    teachers = {p.teacher.name: (cast.member(p.teacher.model).model.language_model, p.tokens) for p in prompts}
+    teachers = {p.teacher.name: (cast.member(p.teacher.model).model.language_model, p.tokens) for p in result.prompts}
     try:
         survey = survey_nodes(SurveyRequest(tree, sequences, student, teachers), _objectives(config), config.candidates)
     except GradalignError as error:
         raise GradalignError(f"question {result.question.id!r}: {error}") from error
-    chosen = plan(result.question, tree, survey, config)
-    wanted = branches(tree, survey, chosen, cast.student.model.codec.stop_ids, config.longest)
-    return _Surveyed(tree, survey, chosen, TargetedSampling(result.question, prompt, wanted))
+    stop_ids = cast.student.model.codec.stop_ids
+    allowance = spending.budget.allowance(spending.questions, result.other_tokens)
+    lengths = np.array([len(sequence) for sequence in sequences])
+    meant = [[(p.teacher.name, objective) not in spending.dropped for objective in config.objectives] for p in result.prompts]
+    chosen = plan(result.question, tree, survey, lengths, stop_ids, config, allowance, np.array(meant))
+    branches = plan_branches(tree, survey, chosen, stop_ids)
+    pass_rate = float(np.mean([rollout.grade.reward for rollout in result.rollouts]))
+    targeting = Targeting(result.question, prompt, chosen, branches, pass_rate)
+    if stored is not None:
+        targeting.restore(stored.targeted, tree)
+    return _Surveyed(tree, survey, targeting)
 
 
 def _score(result: QuestionResult, found: _Surveyed, cast: Cast, config: RunConfig) -> None:
-    tree, survey = found.tree, found.survey
-    result.targeted = found.sampling.rollouts
+    tree, survey, chosen = found.tree, found.survey, found.targeting.plan
+    result.targeted = found.targeting.rollouts
     codec = cast.student.model.codec
-    rows = found.plan.sample.chosen
-    limits = (config.longest, config.min_visits)
-    evidence = gather_evidence(tree, result.rollouts, result.targeted, survey, rows, codec.stop_ids, limits)
+    rows = chosen.rows
+    gathered = gather(tree, result.rollouts, result.targeted, survey, codec.stop_ids, config.longest)
+    evidence = gather_evidence(gathered, survey, rows, config.min_visits)
+    visits = tree.visits()[survey.nodes] / len(result.rollouts)
     result.scored = Scored(
         tree=tree,
         survey=survey,
-        plan=found.plan,
+        plan=chosen,
         evidence=evidence,
         full=score_full(survey, evidence),
         visited=score_visited(survey, evidence, _objectives(config), _frequencies(tree, survey, evidence.tokens_MK, rows)),
-        weight_M=tree.visits()[survey.nodes[rows]] / len(result.rollouts) / found.plan.sample.inclusion_N[rows],
+        totals=total_scores(survey, gathered, chosen),
+        visits_N=visits,
+        weight_M=visits[rows] / chosen.inclusion_N[rows],
         token_texts={int(token): codec.text([int(token)]) for token in np.unique(evidence.tokens_MK) if token >= 0},
     )
 

@@ -2,6 +2,8 @@
 
 from typing import Protocol, runtime_checkable
 
+from gradalign.findings import Standing
+
 
 @runtime_checkable
 class Progress(Protocol):
@@ -13,6 +15,10 @@ class Progress(Protocol):
 
     def advance(self, units: int) -> None: ...
 
+    def standing(self, standing: Standing, spent: tuple[int, int]) -> None:
+        """Told after each part where teachers and objectives stand, and of the rollouts and tokens sampled so far."""
+        ...
+
 
 class Silent:
     """Progress that nobody watches."""
@@ -22,3 +28,5 @@ class Silent:
     def stage(self, what: str) -> None: ...
 
     def advance(self, units: int) -> None: ...
+
+    def standing(self, standing: Standing, spent: tuple[int, int]) -> None: ...

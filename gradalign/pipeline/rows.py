@@ -9,7 +9,7 @@ import numpy as np
 from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.prompts import TeacherPrompt
 from gradalign.pipeline.rollouts import Pool
-from gradalign.pipeline.scoring import Evidence, SupportScores
+from gradalign.pipeline.scoring import Evidence, SupportScores, TotalScores
 from gradalign.pipeline.survey import DIVERGENCES, Survey
 from gradalign.pipeline.targeted import Plan, TargetedRollout
 from gradalign.schedule import depth_window
@@ -29,6 +29,8 @@ class Scored:
     evidence: Evidence
     full: SupportScores
     visited: SupportScores
+    totals: TotalScores
+    visits_N: np.ndarray
     weight_M: np.ndarray
     token_texts: Mapping[int, str]
 
@@ -43,6 +45,7 @@ class QuestionResult:
     pools: Mapping[str | None, Pool] = field(default_factory=dict)
     prompts: Sequence[TeacherPrompt] = ()
     skips: list[Skip] = field(default_factory=list)
+    other_tokens: int = 0
     targeted: Sequence[TargetedRollout] = ()
     scored: Scored | None = None
 
@@ -58,6 +61,7 @@ def question_rows(result: QuestionResult, config: RunConfig) -> Rows:
         "branches": [] if scored is None else _branch_rows(result.question, scored),
         "teachers": [] if scored is None else _teacher_rows(result, scored),
         "alignment": [] if scored is None else _alignment_rows(result, scored, config),
+        "scores": [] if scored is None else _score_rows(result, scored, config),
         "skipped": [vars(skip) for skip in result.skips],
     }
 
@@ -65,9 +69,7 @@ def question_rows(result: QuestionResult, config: RunConfig) -> Rows:
 def _question_row(result: QuestionResult) -> dict[str, Any]:
     question, rollouts = result.question, result.rollouts
     rewards = [rollout.grade.reward for rollout in rollouts]
-    sampled = sum(len(r.completion.tokens) for r in rollouts)
-    sampled += sum(pool.tokens + pool.summary_tokens for pool in result.pools.values())
-    sampled += sum(len(rollout.completion.tokens) for rollout in result.targeted)
+    sampled = result.other_tokens + sum(len(rollout.completion.tokens) for rollout in result.targeted)
     return {
         "question": question.id,
         "order": result.order,
@@ -142,7 +144,7 @@ def _node_rows(question: Question, scored: Scored) -> list[dict[str, Any]]:
             "window": int(windows[node]),
             "visits": int(visits[node]),
             "priority": priority[n],
-            "inclusion": known(scored.plan.sample.inclusion_N[n]),
+            "inclusion": known(scored.plan.inclusion_N[n]),
             "scored": n in place,
             "student_entropy": survey.student_entropy_N[n],
         })  # fmt: skip
@@ -152,7 +154,7 @@ def _node_rows(question: Question, scored: Scored) -> list[dict[str, Any]]:
                 "weight": known(scored.weight_M[m]),
                 "tried": int(evidence.tried_MK[m].sum()),
                 "student_mass": float(survey.student_probs_NK[n][evidence.tried_MK[m]].sum()),
-                "value": known(full.ideal.value_N[m]),
+                "value": known(scored.totals.value_N[n]),
                 "informative": bool(full.ideal.informative_N[m]),
                 "g_norm2": known(full.ideal.corrected_norm2_N[m]),
                 "g_norm2_raw": known(full.ideal.norm2_N[m]),
@@ -166,7 +168,7 @@ def _branch_rows(question: Question, scored: Scored) -> list[dict[str, Any]]:
     survey, evidence, success = scored.survey, scored.evidence, scored.evidence.success
     rows = []
     for m, n in enumerate(evidence.rows):
-        candidates = {*scored.plan.candidates[m]}
+        candidates = {*scored.plan.tokens_MK[m].tolist()}
         for k in np.flatnonzero(evidence.present_MK[m] & (success.n[m] > 0)):
             token = int(evidence.tokens_MK[m, k])
             rows.append({
@@ -181,6 +183,7 @@ def _branch_rows(question: Question, scored: Scored) -> list[dict[str, Any]]:
                 "success": success.mean[m, k],
                 "lower": success.lower[m, k],
                 "upper": success.upper[m, k],
+                "shrunken": known(evidence.shrunken_MK[m, k]),
                 "exact": bool(success.exact[m, k]),
                 "ideal": scored.full.ideal.g_NK[m, k] if evidence.tried_MK[m, k] else None,
             })  # fmt: skip
@@ -231,6 +234,26 @@ def _alignment_rows(result: QuestionResult, scored: Scored, config: RunConfig) -
                     "d_norm2_visited": visited.direction_norm2_COM[c, o, m],
                     "captured": captured_M[m].sum() / norm2 if norm2 > 0 else None,
                 })  # fmt: skip
+    return rows
+
+
+def _score_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> list[dict[str, Any]]:
+    """Sums over all on-policy nodes; missing where nodes were taken outright."""
+    totals, visits = scored.totals, scored.visits_N
+    rows = []
+    for c, prompt in enumerate(result.prompts):
+        for o, objective in enumerate(config.objectives):
+            rows.append({
+                "question": result.question.id,
+                "teacher": prompt.teacher.name,
+                "objective": objective,
+                "length": float(visits.sum()),
+                "dot": known(totals.dot_CO[c, o]),
+                "dot_se": known(totals.dot_se_CO[c, o]),
+                "d_norm2": float((visits * scored.survey.direction_norm2_CON[c, o]).sum()),
+                "advantage": known(totals.advantage_C[c]),
+                "advantage_se": known(totals.advantage_se_C[c]),
+            })  # fmt: skip
     return rows
 
 

@@ -11,10 +11,13 @@ from scipy.special import logsumexp
 from gradalign.alignment import IdealDirection, NodeAlignment, align, estimate_ideal_direction
 from gradalign.objectives import NodeSignals, Objective
 from gradalign.pipeline.survey import Survey
-from gradalign.pipeline.targeted import TargetedRollout
-from gradalign.success import SuccessEstimates, branch_success, take
+from gradalign.pipeline.targeted import Plan, TargetedRollout
+from gradalign.success import SuccessEstimates, branch_success, shrink
+from gradalign.totals import Functionals, Passage, estimate_totals, passage, stratified_values
 from gradalign.tree import PrefixTree, build_tree
 from gradalign.types import Rollout
+
+_LARGEST = 30.0  # nats; a ratio of probabilities beyond e^30 is taken for that
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,7 @@ class Evidence:
     present_MK: Bool[np.ndarray, "M K"]
     tried_MK: Bool[np.ndarray, "M K"]
     success: SuccessEstimates
+    shrunken_MK: Float[np.ndarray, "M K"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,36 +42,106 @@ class SupportScores:
     direction_norm2_COM: Float[np.ndarray, "C O M"]
 
 
-def gather_evidence(
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """Every rollout of a question in one tree. `nodes_N` numbers the survey's nodes in it; `place_NK` the child by each kept token."""
+
+    flow: Passage
+    reward_R: Float[np.ndarray, " R"]
+    terminal_W: Bool[np.ndarray, " W"]
+    nodes_N: Int[np.ndarray, " N"]
+    present_NK: Bool[np.ndarray, "N K"]
+    place_NK: Int[np.ndarray, "N K"]
+
+
+def gather(
     tree: PrefixTree,
     base: Sequence[Rollout],
     targeted: Sequence[TargetedRollout],
     survey: Survey,
-    chosen: Int[np.ndarray, " M"],
     stop_ids: frozenset[int],
-    limits: tuple[int, int],
-) -> Evidence:
-    """Count every valid rollout at every kept token of the chosen nodes. `limits` are max_tokens and min_visits."""
-    max_tokens, min_visits = limits
-    sequences = [rollout.completion.tokens for rollout in base] + [rollout.tokens for rollout in targeted]
-    whole = build_tree(sequences)
+    max_tokens: int,
+) -> Gathered:
+    """One tree of base and targeted rollouts, over which every valid step is counted."""
+    whole = build_tree([rollout.completion.tokens for rollout in base] + [rollout.tokens for rollout in targeted])
     reward = np.array([r.grade.reward for r in base] + [r.grade.reward for r in targeted])
-    forced = np.array([0] * len(base) + [r.branch.depth for r in targeted])
+    flow = passage(whole, np.array([-1] * len(base) + [r.branch.depth for r in targeted]))
     terminal = np.isin(whole.token, list(stop_ids)) | (whole.depth >= max_tokens)
-    estimates = branch_success(whole, reward, forced, terminal)
-    tokens = survey.kept_NK[chosen]
-    present = _first_of_each(tokens)
-    node = _same_nodes(tree, whole, len(base))[survey.nodes[chosen]]
-    child = whole.child(np.broadcast_to(node[:, None], tokens.shape), tokens)
-    success = take(estimates, child, present & (child >= 0))
-    return Evidence(chosen, tokens, present, (success.n >= min_visits) | success.exact, success)
+    nodes = _same_nodes(tree, whole, len(base))[survey.nodes]
+    place = whole.child(np.broadcast_to(nodes[:, None], survey.kept_NK.shape), survey.kept_NK)
+    present = _first_of_each(survey.kept_NK)
+    return Gathered(flow, reward, terminal, nodes, present, np.where(present, place, -1))
 
 
-def _first_of_each(kept_MK: np.ndarray) -> np.ndarray:
+def gather_evidence(gathered: Gathered, survey: Survey, chosen: Int[np.ndarray, " M"], min_visits: int) -> Evidence:
+    """Count every valid rollout at every kept token of the chosen nodes."""
+    flow = gathered.flow
+    success = branch_success(flow.tree, gathered.reward_R, flow.forced_R, gathered.terminal_W, gathered.place_NK[chosen])
+    tried = (success.n >= min_visits) | success.exact
+    return Evidence(
+        chosen,
+        survey.kept_NK[chosen],
+        gathered.present_NK[chosen],
+        tried,
+        success,
+        _shrunken(success, survey.student_probs_NK[chosen]),
+    )
+
+
+def _shrunken(success: SuccessEstimates, probs_MK: np.ndarray) -> np.ndarray:
+    """Means drawn to their node's value, as strongly as this question's branches are alike."""
+    known = success.n > 0
+    weight = np.where(known, probs_MK, 0.0)
+    mean = np.where(known, success.mean, 0.0)
+    held = weight.sum(1, keepdims=True)
+    centre = np.divide((weight * mean).sum(1, keepdims=True), held, out=np.full(held.shape, np.nan), where=held > 0)
+    return shrink(success, np.broadcast_to(centre, mean.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class TotalScores:
+    """A question's sums over its on-policy nodes, with standard errors, and V of each of the survey's nodes."""
+
+    dot_CO: Float[np.ndarray, "C O"]
+    dot_se_CO: Float[np.ndarray, "C O"]
+    advantage_C: Float[np.ndarray, " C"]
+    advantage_se_C: Float[np.ndarray, " C"]
+    value_N: Float[np.ndarray, " N"]
+
+
+def total_scores(survey: Survey, gathered: Gathered, chosen: Plan) -> TotalScores:
+    """Sums of <g, d> and of the advantage; missing where nodes were taken outright, since those stand for no others."""
+    shape = survey.lift_CONK.shape[:2]
+    probability = np.full(len(gathered.flow.tree), np.nan)
+    there = gathered.place_NK >= 0
+    probability[gathered.place_NK[there]] = survey.student_probs_NK[there]
+    value_N = stratified_values(gathered.flow, gathered.reward_R, probability)[gathered.nodes_N]
+    split = shape[0] * shape[1]
+    total = se = np.full(split + shape[0], np.nan)
+    if not np.isnan(chosen.inclusion_N).any():
+        functionals = _functionals(survey, gathered.present_NK)
+        totals = estimate_totals(
+            gathered.flow, gathered.reward_R, probability, gathered.place_NK, gathered.nodes_N, functionals, chosen.design
+        )
+        total, se = totals.sum_M, totals.se_M
+    return TotalScores(total[:split].reshape(shape), se[:split].reshape(shape), total[split:], se[split:], value_N)
+
+
+def _functionals(survey: Survey, present_NK: np.ndarray) -> Functionals:
+    nodes, kept = survey.kept_NK.shape
+    ratio = np.exp(np.minimum(survey.teacher_logprobs_CNK - survey.student_logprobs_NK, _LARGEST)) - 1
+    lift = np.concatenate([survey.lift_CONK.reshape(-1, nodes, kept), ratio.astype(survey.lift_CONK.dtype)])
+    lift2 = np.concatenate([survey.lift2_CON.reshape(-1, nodes), survey.ratio2_CN])
+    return Functionals(survey.student_probs_NK, np.where(present_NK, lift, 0.0), lift2)
+
+
+def _first_of_each(kept_NK: np.ndarray) -> np.ndarray:
     """Mark the first occurrence of each token in a row; padding has none."""
-    same = kept_MK[:, :, None] == kept_MK[:, None, :]
-    repeated = np.tril(same, -1).any(-1)
-    return (kept_MK >= 0) & ~repeated
+    order = np.argsort(kept_NK, axis=1, kind="stable")
+    ordered = np.take_along_axis(kept_NK, order, 1)
+    repeated = np.zeros(kept_NK.shape, dtype=bool)
+    np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+    return (kept_NK >= 0) & ~repeated
 
 
 def _same_nodes(tree: PrefixTree, whole: PrefixTree, rollouts: int) -> np.ndarray:
@@ -83,7 +157,8 @@ def score_full(survey: Survey, evidence: Evidence) -> SupportScores:
     """Over the whole vocabulary: untried tokens take the mean success of the tried ones, d is as the survey found it."""
     probs = survey.student_probs_NK[evidence.rows]
     ideal = estimate_ideal_direction(probs, evidence.success, evidence.tried_MK)
-    d_COMK, norm2_COM = survey.direction_CONK[:, :, evidence.rows], survey.direction_norm2_CON[:, :, evidence.rows]
+    d_COMK = survey.direction_CONK[:, :, evidence.rows].astype(np.float64)
+    norm2_COM = survey.direction_norm2_CON[:, :, evidence.rows]
     return SupportScores(probs, ideal, _aligned(probs, evidence, ideal, d_COMK, norm2_COM), norm2_COM)
 
 
@@ -117,7 +192,8 @@ def _direction(objective: Objective, log_pi: np.ndarray, log_tau: np.ndarray, fr
 def _renormalised(logprobs_MK: np.ndarray, tried_MK: np.ndarray) -> np.ndarray:
     """Log-probabilities on the support, -inf off it."""
     kept = np.where(tried_MK, logprobs_MK, -np.inf)
-    return kept - logsumexp(kept, axis=1, keepdims=True)
+    held = logsumexp(kept, axis=1, keepdims=True)
+    return kept - np.where(np.isfinite(held), held, 0.0)
 
 
 def _share(weights_MK: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ of nodes only; what leaves it are numbers per node and values at a few kept toke
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ DIVERGENCES = (
 )  # fmt: skip
 RANKINGS = 3
 _TOP = 10
+_LARGEST = 1e6
 _CELLS = 1 << 25
 
 
@@ -30,7 +32,8 @@ class Survey:
     """What the pass found at N nodes, for C teachers and O objectives, at K kept tokens (-1 pads a row).
 
     The last `RANKINGS * ranked` columns of `kept_NK` are the rankings by |d|, |tau - pi| and pi, best first, each `ranked` long;
-    the columns before them are the tokens that base rollouts took.
+    the columns before them are the tokens that base rollouts took. `lift` is d_k - sum_j pi_j d_j of the expected direction, so that
+    <g, d> is the mean over k ~ pi of lift_k S_k; `lift2` its mean square under pi, `ratio2` that of tau/pi - 1.
     """
 
     nodes: Int[np.ndarray, " N"]
@@ -40,15 +43,18 @@ class Survey:
     teacher_logprobs_CNK: Float[np.ndarray, "C N K"]
     direction_CONK: Float[np.ndarray, "C O N K"]
     direction_norm2_CON: Float[np.ndarray, "C O N"]
+    lift_CONK: Float[np.ndarray, "C O N K"]
+    lift2_CON: Float[np.ndarray, "C O N"]
+    ratio2_CN: Float[np.ndarray, "C N"]
     student_entropy_N: Float[np.ndarray, " N"]
     divergence_CND: Float[np.ndarray, "C N D"]
 
-    @property
+    @cached_property
     def student_probs_NK(self) -> Float[np.ndarray, "N K"]:
         """pi at the kept tokens."""
         return np.exp(self.student_logprobs_NK)
 
-    @property
+    @cached_property
     def priority_N(self) -> Float[np.ndarray, " N"]:
         """The largest |d| over teachers and objectives."""
         return np.sqrt(self.direction_norm2_CON.max(axis=(0, 1)))
@@ -71,7 +77,7 @@ def survey_nodes(request: SurveyRequest, objectives: Sequence[Objective], ranked
     hidden = [_node_states(model, prompt, request, nodes) for model, prompt in (request.student, *request.teachers.values())]
     models = [model for model, _ in (request.student, *request.teachers.values())]
     children_NS, share_NS = _children(tree, nodes)
-    arrays = 4 + len(models) + (len(models) - 1) * len(objectives)
+    arrays = 4 + len(models) + 2 * (len(models) - 1) * len(objectives)
     size = max(1, _CELLS // (models[0].vocabulary_size * arrays))
 
     def work(start: int, stop: int) -> dict[str, np.ndarray]:
@@ -83,7 +89,11 @@ def survey_nodes(request: SurveyRequest, objectives: Sequence[Objective], ranked
     return Survey(nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), **joined)
 
 
-_NODE_AXIS = {"teacher_logprobs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "divergence_CND": 1}
+_LARGE = ("direction_CONK", "lift_CONK")  # kept in single precision: they hold most of the memory
+_NODE_AXIS = {
+    "teacher_logprobs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "lift_CONK": 2, "lift2_CON": 2, "ratio2_CN": 1,
+    "divergence_CND": 1,
+}  # fmt: skip
 
 
 def _node_states(model: LanguageModel, prompt: tuple[int, ...], request: SurveyRequest, nodes: np.ndarray) -> Tensor:
@@ -122,6 +132,10 @@ def _survey_chunk(
     frequency = torch.zeros_like(pi).scatter_add_(1, children.clamp_min(0), torch.from_numpy(share_NS).to(pi))
     directions = [[o.direction(NodeSignals(student, tau, frequency)) for o in objectives] for tau in teachers]
     norm2 = torch.stack([torch.stack([(d**2).sum(-1) for d in row]) for row in directions])
+    lifts = [
+        [_lift(o, d, NodeSignals(student, tau, frequency)) for o, d in zip(objectives, row, strict=True)]
+        for tau, row in zip(teachers, directions, strict=True)
+    ]
     ranked = min(ranked, pi.shape[1])
     kept = torch.cat([children, *(s.topk(ranked).indices for s in _rankings(pi, teachers, directions, norm2))], dim=1)
     at = kept.clamp_min(0)
@@ -131,10 +145,20 @@ def _survey_chunk(
         "teacher_logprobs_CNK": torch.stack([tau.gather(1, at) for tau in teachers]),
         "direction_CONK": torch.stack([torch.stack([d.gather(1, at) for d in row]) for row in directions]),
         "direction_norm2_CON": norm2,
+        "lift_CONK": torch.stack([torch.stack([lift.gather(1, at) for lift in row]) for row in lifts]),
+        "lift2_CON": torch.stack([torch.stack([(pi * lift**2).sum(-1) for lift in row]) for row in lifts]),
+        "ratio2_CN": torch.stack(
+            [((2 * tau - student).exp().clamp_max(_LARGEST).sum(-1) - 1).clamp_min(0) for tau in teachers]
+        ),
         "student_entropy_N": -(pi * student).sum(-1),
         "divergence_CND": torch.stack([_divergences(student, tau) for tau in teachers]),
     }
-    return {name: _numpy(value) for name, value in values.items()}
+    return {name: _numpy(value, torch.float32 if name in _LARGE else torch.float64) for name, value in values.items()}
+
+
+def _lift(objective: Objective, direction: Tensor, signals: NodeSignals) -> Tensor:
+    expected = direction if objective.expected is None else objective.expected_direction(signals)
+    return expected - (signals.student_logprobs.exp() * expected).sum(-1, keepdim=True)
 
 
 def _rankings(pi: Tensor, teachers: Sequence[Tensor], directions: list[list[Tensor]], norm2: Tensor) -> list[Tensor]:
@@ -169,5 +193,5 @@ def _divergences(student: Tensor, teacher: Tensor) -> Tensor:
     return torch.stack([column.double() for column in columns], dim=-1)
 
 
-def _numpy(value: Tensor) -> np.ndarray:
-    return value.cpu().numpy() if value.dtype == torch.int64 else value.double().cpu().numpy()
+def _numpy(value: Tensor, dtype: torch.dtype) -> np.ndarray:
+    return value.cpu().numpy() if value.dtype == torch.int64 else value.to(dtype).cpu().numpy()

@@ -1,7 +1,8 @@
 """The run folder: parts of whole questions, each written beside its place, flushed, then renamed; its marker comes last.
 
 Killed at any moment, a run goes on where its last marker stands. A part whose files do not match the checksums in its
-marker counts as unfinished. Knows rows and files; nothing of models or of what the rows mean.
+marker counts as unfinished. A part may be written again with more in it: under new file names, and until its marker is replaced
+the old ones hold. Knows rows and files; nothing of models or of what the rows mean.
 """
 
 import errno
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
-FORMAT = 1
+FORMAT = 2
 Rows = Mapping[str, list[dict[str, Any]]]
 
 
@@ -53,21 +54,47 @@ class RunFolder:
         with _disk_faults(self.path):
             self._place(description, (json.dumps(record, indent=2) + "\n").encode())
 
-    def finished(self) -> set[int]:
-        """Numbers of the parts whose marker stands and whose files match it."""
-        return {part for part, problem in checked_parts(self.path).items() if problem is None}
+    def finished(self) -> dict[int, dict[str, Any]]:
+        """What was noted with each part (`write`'s `note`) whose marker stands and whose files match it, by its number."""
+        sound = [part for part, problem in checked_parts(self.path).items() if problem is None]
+        return {part: read_marker(self.path, part)["note"] for part in sound}
 
-    def write(self, part: int, rows: Rows) -> None:
-        """Write every table of a part, then its marker. An interrupt waits until the part stands."""
+    def rows(self, part: int, table: str) -> list[dict[str, Any]]:
+        """Rows of one table of a finished part."""
+        return pq.read_table(part_path(self.path, table, part)).to_pylist()
+
+    def write(self, part: int, rows: Rows, note: Mapping[str, Any] | None = None) -> None:
+        """Write every table of a part, then its marker with a `note`. An interrupt waits until the part stands.
+
+        A part that stood before gives way only once the new one is whole.
+        """
         with _disk_faults(self.path), _interrupts_deferred():
-            marker = _marker_path(self.path, part)
-            marker.unlink(missing_ok=True)
-            sums = {}
+            before = _generation(self.path, part)
+            generation, sums = before + 1, {}
             for table in TABLES:
                 content = _parquet(table, rows[table])
-                self._place(part_path(self.path, table, part), content)
+                self._place(_file(self.path, table, part, generation), content)
                 sums[table] = {"rows": len(rows[table]), "sha256": hashlib.sha256(content).hexdigest()}
-            self._place(marker, json.dumps(sums).encode())
+            marker = {"generation": generation, "note": dict(note or {}), "tables": sums}
+            self._place(_marker_path(self.path, part), json.dumps(marker).encode())
+            self._sweep(part, generation)
+
+    def outcome(self) -> dict[str, Any]:
+        """What `write_outcome` kept last."""
+        return read_outcome(self.path)
+
+    def write_outcome(self, outcome: Mapping[str, Any]) -> None:
+        """Keep what a run ended with, such as a decision, in outcome.json."""
+        with _disk_faults(self.path):
+            self._place(self.path / "outcome.json", (json.dumps(outcome, indent=2) + "\n").encode())
+
+    def _sweep(self, part: int, generation: int) -> None:
+        """Remove files of a part that another generation left behind."""
+        for table in TABLES:
+            kept = _file(self.path, table, part, generation)
+            for file in [*kept.parent.glob(f"part-{part:05d}.parquet"), *kept.parent.glob(f"part-{part:05d}-*.parquet")]:
+                if file != kept:
+                    file.unlink(missing_ok=True)
 
     def _place(self, target: Path, content: bytes) -> None:
         """Write beside the place, flush to disk, rename into it."""
@@ -115,8 +142,34 @@ def checked_parts(path: Path) -> dict[int, str | None]:
     return {int(marker.stem.removeprefix("part-")): _problem(path, marker) for marker in markers}
 
 
+def read_marker(path: Path, part: int) -> dict[str, Any]:
+    """The marker of a part: generation, note, and rows and checksum of each table."""
+    return json.loads(_marker_path(path, part).read_text(encoding="utf-8"))
+
+
+def read_outcome(path: Path) -> dict[str, Any]:
+    """outcome.json of a run, empty where it has none."""
+    try:
+        return json.loads((path / "outcome.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def part_path(path: Path, table: str, part: int) -> Path:
-    return path / table / f"part-{part:05d}.parquet"
+    """Where a table of a finished part lies."""
+    return _file(path, table, part, read_marker(path, part)["generation"])
+
+
+def _file(path: Path, table: str, part: int, generation: int) -> Path:
+    return path / table / (f"part-{part:05d}.parquet" if generation == 1 else f"part-{part:05d}-{generation}.parquet")
+
+
+def _generation(path: Path, part: int) -> int:
+    """Generation of the part that stands, 0 if none does (or its marker cannot be read)."""
+    try:
+        return int(read_marker(path, part)["generation"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _marker_path(path: Path, part: int) -> Path:
@@ -125,10 +178,11 @@ def _marker_path(path: Path, part: int) -> Path:
 
 def _problem(path: Path, marker: Path) -> str | None:
     try:
-        sums = json.loads(marker.read_text(encoding="utf-8"))
+        part = int(marker.stem.removeprefix("part-"))
+        found = json.loads(marker.read_text(encoding="utf-8"))
         for table in TABLES:
-            file = path / table / f"{marker.stem}.parquet"
-            if hashlib.sha256(file.read_bytes()).hexdigest() != sums[table]["sha256"]:
+            file = _file(path, table, part, int(found["generation"]))
+            if hashlib.sha256(file.read_bytes()).hexdigest() != found["tables"][table]["sha256"]:
                 return f"{table}/{file.name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{marker.stem}: {error}"

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradalign.store.folder import checked_parts, part_path, read_description
+from gradalign.store.folder import checked_parts, part_path, read_description, read_outcome
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
@@ -24,6 +24,11 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """The configuration and the fingerprints of models and data."""
         return self.description["identity"]
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """What the run ended with, such as a decision; empty if nothing was asked of it but its budget."""
+        return read_outcome(self.path)
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A table of the run over all finished parts, as Arrow."""

@@ -80,7 +80,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("student_entropy", _REAL, "nats", "entropy of the student's next token"),
         Column("tried", _INT, "tokens", "tokens with enough rollouts: the support"),
         Column("student_mass", _REAL, "", "mass of the student's distribution on the support"),
-        Column("value", _REAL, "", "estimated success, the student-weighted mean over the support"),
+        Column(
+            "value",
+            _REAL,
+            "",
+            "estimated success at the node, carried up the tree (forced tokens by the student's probabilities, the others as sampled)",
+        ),
         Column("informative", _FLAG, "", "success differs between tokens beyond noise (level 0.05)"),
         Column(
             "g_norm2", _REAL, "", "squared length of the ideal direction, support full, corrected for noise (may be negative)"
@@ -101,6 +106,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("success", _REAL, "", "their mean reward"),
         Column("lower", _REAL, "", "lower end of the 95% interval of success (Jeffreys)"),
         Column("upper", _REAL, "", "upper end"),
+        Column(
+            "shrunken",
+            _REAL,
+            "",
+            "success drawn to the node's mean, as strongly as the question's branches are alike (empirical Bayes)",
+        ),
         Column("exact", _FLAG, "", "it ends the rollout, so its success is known"),
         Column("ideal", _REAL, "", "ideal direction g at it, support full"),
     ),
@@ -135,6 +146,32 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("d_norm2", _REAL, "", "squared length of the distillation direction over the whole vocabulary"),
         Column("d_norm2_visited", _REAL, "", "the same on the renormalised support"),
         Column("captured", _REAL, "", "share of |d|^2 on the support"),
+    ),
+    "scores": (
+        _QUESTION,
+        _TEACHER,
+        Column("objective", _TEXT, "", "objective as the user wrote it"),
+        Column("length", _REAL, "tokens", "mean length of a base rollout: the sum of all visits per rollout"),
+        Column(
+            "dot",
+            _REAL,
+            "success per unit step",
+            "<g, d> over the whole vocabulary, summed over on-policy nodes; missing where nodes were taken outright",
+        ),
+        Column(
+            "dot_se",
+            _REAL,
+            "success per unit step",
+            "its standard error for this question: base rollouts, choice of nodes, Bernoulli noise",
+        ),
+        Column("d_norm2", _REAL, "", "|d|^2 summed over on-policy nodes"),
+        Column(
+            "advantage",
+            _REAL,
+            "success",
+            "teacher advantage, sum of (tau - pi) S over the whole vocabulary, summed over on-policy nodes",
+        ),
+        Column("advantage_se", _REAL, "success", "its standard error for this question"),
     ),
     "skipped": (
         _QUESTION,

@@ -1,5 +1,16 @@
-"""Models whose every number is known exactly, as a real engine and language model: for testing estimators against the truth."""
+"""Models whose every number is known exactly, as real engines and language models: for testing estimators against the truth."""
 
+from gradalign.testbed.automaton import Automaton, AutomatonCodec, ExactScores
+from gradalign.testbed.families import FAMILIES, Family, draw_family
 from gradalign.testbed.tabular import TabularCodec, TabularModel
 
-__all__ = ["TabularCodec", "TabularModel"]
+__all__ = [
+    "FAMILIES",
+    "Automaton",
+    "AutomatonCodec",
+    "ExactScores",
+    "Family",
+    "TabularCodec",
+    "TabularModel",
+    "draw_family",
+]
