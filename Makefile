@@ -25,6 +25,10 @@ check: $(VENV)/.test-installed  ## lint, format, types
 bench: $(VENV)/.test-installed  ## the benchmarks' tables; SMALL=1 for the size that CI runs
 	SMALL=$(SMALL) $(BIN)/python benchmarks/memory.py
 	SMALL=$(SMALL) $(BIN)/python benchmarks/builtin_students.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/efficiency.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/deciding.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/few_rollouts.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -16,7 +16,7 @@ from gradalign.pipeline import Budget
 from gradalign.pipeline.rows import QuestionResult
 
 FAMILIES = ("easy", "hard", "decisive", "tied")
-REPETITIONS = 40 if SMALL else 1000
+REPETITIONS = 12 if SMALL else 1000
 QUESTIONS = 32
 QUALITIES = (Quality(2.0), Quality(1.5))
 ALLOCATIONS = ("fixed", "adaptive")

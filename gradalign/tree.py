@@ -62,15 +62,14 @@ def build_tree(sequences: Sequence[np.ndarray]) -> PrefixTree:
     tokens_RT = _padded(sequences, lengths)
     parents, tokens, depths = [np.array([-1])], [np.array([-1])], [np.array([0])]
     path_RT = np.full(tokens_RT.shape, -1, dtype=np.int64)
-    here, size = np.zeros(len(sequences), dtype=np.int64), 1
+    here, size, base = np.zeros(len(sequences), dtype=np.int64), 1, int(tokens_RT.max(initial=0)) + 1
     for step in range(tokens_RT.shape[1]):
         rows = np.flatnonzero(lengths > step)
-        pairs = np.stack([here[rows], tokens_RT[rows, step]], axis=1)
-        unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
-        here[rows] = size + inverse.reshape(-1)
+        unique, inverse = np.unique(here[rows] * base + tokens_RT[rows, step], return_inverse=True)
+        here[rows] = size + inverse
         path_RT[rows, step] = here[rows]
-        parents.append(unique[:, 0])
-        tokens.append(unique[:, 1])
+        parents.append(unique // base)
+        tokens.append(unique % base)
         depths.append(np.full(len(unique), step + 1))
         size += len(unique)
     return PrefixTree(np.concatenate(parents), np.concatenate(tokens), np.concatenate(depths), path_RT)

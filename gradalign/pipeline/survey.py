@@ -104,7 +104,8 @@ def _node_states(model: LanguageModel, prompt: tuple[int, ...], request: SurveyR
     rollout, step = np.divmod(first[node >= 0], origin_RT.shape[1])
     needed, row = np.unique(rollout, return_inverse=True)
     states = model.hidden_states(prompt, [request.sequences[r] for r in needed])
-    return torch.stack([states[r][t] for r, t in zip(row.reshape(-1), step, strict=True)])
+    first_row = np.cumsum([0, *(len(state) for state in states)])
+    return torch.cat(states)[torch.from_numpy(first_row[row.reshape(-1)] + step)]
 
 
 def _children(tree: PrefixTree, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,6 @@ from gradalign.totals import Design
 from gradalign.tree import PrefixTree
 from gradalign.types import Completion, CompletionRequest, Grade, Question, StopReason
 
-
 _NOTHING = 1e-12  # share of all priorities below which a node's is rounding error
 
 
