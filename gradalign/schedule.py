@@ -4,6 +4,9 @@ What decides which nodes are in the sample looks at no outcome; inclusion probab
 the on-policy nodes (Horvitz and Thompson, 1952). How many rollouts a branch gets may look at outcomes, but never at its own.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -41,40 +44,80 @@ def top_nodes(window_N: Int[np.ndarray, " N"], size_N: Float[np.ndarray, " N"], 
     return np.sort(np.concatenate([order[window_N[order] == window][:per_window] for window in windows]))
 
 
-def priority(
-    coefficient_MNK: Float[np.ndarray, "M N K"], length2_M: Float[np.ndarray, " M"], visits_N: Float[np.ndarray, " N"]
-) -> Float[np.ndarray, "N K"]:
+def priority(coefficient_MNK: Float[np.ndarray, "M N K"], visits_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, "N K"]:
     """What a rollout at each branch is worth to all M compared sums together: the root mean square of their coefficients.
 
-    `coefficient_MNK` of S at the branch in <g, d>, `length2_M` the pooled |d|^2 that makes objectives of different length
-    comparable (as in `gain`; one a hundredth as long as the longest counts as that), `visits_N` visits per rollout.
+    `coefficient_MNK` of S at the branch in <g, d>, `visits_N` visits per rollout. All zero where nothing is compared.
     """
-    scale_M = np.maximum(length2_M, 1e-4 * length2_M.max(initial=0.0))
-    scale_M = np.where(scale_M > 0, scale_M, 1.0)
-    return visits_N[:, None] * np.sqrt((coefficient_MNK**2 / scale_M[:, None, None]).mean(0))
+    return visits_N[:, None] * np.sqrt((coefficient_MNK**2).sum(0) / max(len(coefficient_MNK), 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What other questions are like: mean worth of all nodes, of those in each depth window, mean distance, lengths of rollouts.
+
+    A node's chance of being chosen is measured by these and by what is known at the node itself. Were it measured by its own
+    question's other nodes, it would depend on nodes below it, which are there only because of the tokens that rollouts took at it,
+    and sums would be biased.
+    """
+
+    worth: float
+    window_worth_W: Float[np.ndarray, " W"]
+    distance: float
+    lengths_R: Int[np.ndarray, " R"]
+
+    @staticmethod
+    def of(
+        worth_N: Float[np.ndarray, " N"],
+        distance_N: Float[np.ndarray, " N"],
+        window_N: Int[np.ndarray, " N"],
+        lengths_R: Int[np.ndarray, " R"],
+    ) -> "Reference":
+        """One question as a reference."""
+        return Reference(float(worth_N.sum()), np.bincount(window_N, weights=worth_N), float(distance_N.sum()), lengths_R)
+
+    @staticmethod
+    def mean(references: Sequence["Reference"]) -> "Reference":
+        """Several questions as one reference."""
+        width = max(len(reference.window_worth_W) for reference in references)
+        windows = [np.pad(reference.window_worth_W, (0, width - len(reference.window_worth_W))) for reference in references]
+        return Reference(
+            float(np.mean([reference.worth for reference in references])),
+            np.mean(windows, axis=0),
+            float(np.mean([reference.distance for reference in references])),
+            np.concatenate([reference.lengths_R for reference in references]),
+        )
+
+    def expected_tokens(self, depth_N: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+        """Mean number of tokens that rollouts longer than each depth had to come after the next one; at least 1."""
+        past_ND = np.maximum(self.lengths_R[None, :] - depth_N[:, None] - 1, 0)
+        longer = (self.lengths_R[None, :] > depth_N[:, None]).sum(1)
+        return np.maximum(past_ND.sum(1) / np.maximum(longer, 1), 1.0)
 
 
 def wanted_rollouts(
-    size_N: Float[np.ndarray, " N"],
+    worth_N: Float[np.ndarray, " N"],
     distance_N: Float[np.ndarray, " N"],
     window_N: Int[np.ndarray, " N"],
-    cost_N: Float[np.ndarray, " N"],
+    reference: Reference,
     budget: float,
 ) -> Float[np.ndarray, " N"]:
-    """Rollouts wanted at each node, a real number, worth `budget` in all at `cost_N` each (cost-aware Neyman allocation).
+    """Rollouts wanted at each node, a real number: `budget` in all at a question like the reference (Neyman, 1934).
 
-    Six tenths go by size / sqrt(cost), three tenths by the same within depth windows that share equally, so that no depth goes unseen,
-    and a tenth by `distance_N`, visits times how far the teachers' distributions lie from the student's: nodes where the student is
-    sure of one token and a teacher of another hardly move <g, d>, but make the teacher's advantage. All zero where no node has a size.
+    Six tenths go by worth (priority over the square root of what a rollout costs), three tenths by the same within depth windows
+    that share equally, so that no depth goes unseen, and a tenth by `distance_N`, visits times how far the teachers' distributions lie
+    from the student's: nodes where the student is sure of one token and a teacher of another hardly move <g, d>, but make the
+    teacher's advantage.
     """
-    worth, far = size_N / np.sqrt(cost_N), distance_N / np.sqrt(cost_N)
-    if not worth.sum() > 0:
-        return np.zeros_like(worth)
-    in_window = np.bincount(window_N, weights=worth)
-    within = np.divide(worth, in_window[window_N], out=np.zeros_like(worth), where=in_window[window_N] > 0)
-    share = _WINDOW_SHARE * within / (in_window > 0).sum()
-    share += (1 - _WINDOW_SHARE - _DISTANCE_SHARE) * worth / worth.sum() + _DISTANCE_SHARE * far / max(far.sum(), 1e-300)
-    return share * budget / (share * cost_N).sum()
+    windows = reference.window_worth_W
+    known = np.where(window_N < len(windows), np.pad(windows, (0, 1))[np.minimum(window_N, len(windows))], 0.0)
+    within = np.divide(worth_N, known, out=np.zeros_like(worth_N), where=known > 0)
+    share = _WINDOW_SHARE * within / max((windows > 0).sum(), 1)
+    if reference.worth > 0:
+        share += (1 - _WINDOW_SHARE - _DISTANCE_SHARE) * worth_N / reference.worth
+    if reference.distance > 0:
+        share += _DISTANCE_SHARE * distance_N / reference.distance
+    return share * budget
 
 
 def inclusion_probabilities(wanted_N: Float[np.ndarray, " N"], least_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
@@ -117,46 +160,54 @@ def pilot_branches(priority_NK: Float[np.ndarray, "N K"], candidate_NK: Bool[np.
 
 
 def others_variance(
-    success_MK: Float[np.ndarray, "M K"], n_MK: Int[np.ndarray, "M K"], prior: float
+    success_MK: Float[np.ndarray, "M K"], n_MK: Int[np.ndarray, "M K"], prior_MK: Float[np.ndarray, "M K"]
 ) -> Float[np.ndarray, "M K"]:
-    """S(1 - S) of a branch as the *other* branches of its node tell it, shrunk to `prior` with the weight of two rollouts.
+    """S(1 - S) of a branch as the *other* branches of its node tell it, shrunk to `prior_MK` with the weight of two rollouts.
 
     A branch's own outcomes have no say in how many rollouts it gets, so its mean stays unbiased under adaptive allocation.
-    `success_MK` counts successes among `n_MK` targeted rollouts.
+    `success_MK` counts successes among `n_MK` targeted rollouts; the prior must not rest on rollouts through the branch either.
     """
     others = n_MK.sum(1, keepdims=True) - n_MK
-    value = (success_MK.sum(1, keepdims=True) - success_MK + _PRIOR_ROLLOUTS * prior) / (others + _PRIOR_ROLLOUTS)
+    value = (success_MK.sum(1, keepdims=True) - success_MK + _PRIOR_ROLLOUTS * prior_MK) / (others + _PRIOR_ROLLOUTS)
     return np.maximum(value * (1 - value), _LEAST_VARIANCE)
 
 
 def pilot_rollouts(
-    pilot_MK: Bool[np.ndarray, "M K"], cost_MK: Float[np.ndarray, "M K"], count: int, limit: float
-) -> Int[np.ndarray, "M K"]:
+    pilot_B: Bool[np.ndarray, " B"], cost_B: Float[np.ndarray, " B"], count: int, limit: float
+) -> Int[np.ndarray, " B"]:
     """`count` rollouts for each pilot branch; equally fewer where they would cost more than `limit`, at last the cheapest only."""
     for each in range(count, 0, -1):
-        if (pilot_MK * cost_MK).sum() * each <= limit:
-            return pilot_MK * each
-    order = np.argsort(np.where(pilot_MK, cost_MK, np.inf), axis=None, kind="stable")[: int(pilot_MK.sum())]
-    counts = np.zeros(pilot_MK.size, dtype=np.int64)
-    counts[order[np.cumsum(cost_MK.ravel()[order]) <= limit]] = 1
-    return counts.reshape(pilot_MK.shape)
+        if (pilot_B * cost_B).sum() * each <= limit:
+            return pilot_B * each
+    order = np.argsort(np.where(pilot_B, cost_B, np.inf), kind="stable")[: int(pilot_B.sum())]
+    counts = np.zeros(len(pilot_B), dtype=np.int64)
+    counts[order[np.cumsum(cost_B[order]) <= limit]] = 1
+    return counts
 
 
 def allocate(
-    worth_MK: Float[np.ndarray, "M K"], cost_MK: Float[np.ndarray, "M K"], had_MK: Int[np.ndarray, "M K"], limit: float
-) -> Int[np.ndarray, "M K"]:
-    """Rollouts in all for each branch: proportional to worth / sqrt(cost) (Neyman, 1934), no fewer than `had_MK`, within `limit`."""
-    pull = worth_MK / np.sqrt(cost_MK)
+    worth_B: Float[np.ndarray, " B"],
+    deviation_B: Float[np.ndarray, " B"],
+    cost_B: Float[np.ndarray, " B"],
+    had_B: Int[np.ndarray, " B"],
+    limit: float,
+) -> Int[np.ndarray, " B"]:
+    """Rollouts in all for each branch: proportional to worth x deviation / sqrt(cost) (Neyman, 1934), no fewer than `had_B`.
 
-    def counts(scale: float) -> np.ndarray:
-        return np.maximum(had_MK, np.floor(scale * pull + 0.5)).astype(np.int64)
+    The scale is set so that with the largest deviation everywhere, 1/2, the cost would just keep within `limit`: outcomes, which
+    enter by `deviation_B` alone, move no branch but their own, and where they are nearly sure less than the limit is spent.
+    """
+    pull = worth_B / np.sqrt(cost_B)
 
-    if not pull.sum() > 0 or (had_MK * cost_MK).sum() >= limit:
-        return had_MK
+    def counts(scale: float, deviation: np.ndarray | float) -> np.ndarray:
+        return np.maximum(had_B, np.floor(scale * pull * deviation + 0.5)).astype(np.int64)
+
+    if not pull.sum() > 0 or (had_B * cost_B).sum() >= limit:
+        return had_B
     low, high = 0.0, 1 / pull.max()
-    while (counts(high) * cost_MK).sum() <= limit:
+    while (counts(high, 0.5) * cost_B).sum() <= limit:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if (counts(middle) * cost_MK).sum() <= limit else (low, middle)
-    return counts(low)
+        low, high = (middle, high) if (counts(middle, 0.5) * cost_B).sum() <= limit else (low, middle)
+    return counts(low, np.minimum(deviation_B, 0.5))

@@ -8,6 +8,7 @@ at no outcome, and values are carried up the tree: a branch counts with the stra
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -61,6 +62,12 @@ def branch_shares(flow: Passage, probability_N: Float[np.ndarray, " N"]) -> Floa
     return share
 
 
+def _levels(tree: PrefixTree) -> list[slice]:
+    """Nodes of depth 1, 2, ...: a tree's nodes stand sorted by depth."""
+    edges = np.searchsorted(tree.depth, np.arange(1, int(tree.depth.max(initial=0)) + 2))
+    return [slice(int(start), int(stop)) for start, stop in pairwise(edges)]
+
+
 def stratified_values(
     flow: Passage, reward_R: Float[np.ndarray, " R"], probability_N: Float[np.ndarray, " N"]
 ) -> Float[np.ndarray, " N"]:
@@ -75,9 +82,8 @@ def stratified_values(
         value = ended / flow.arrived_N
     value = np.where(flow.arrived_N > 0, value, 0.0)
     share = branch_shares(flow, probability_N)
-    for depth in range(int(tree.depth.max(initial=0)), 0, -1):
-        at = np.flatnonzero(tree.depth == depth)
-        value += np.bincount(tree.parent[at], weights=share[at] * value[at], minlength=len(tree))
+    for at in reversed(_levels(tree)):
+        np.add.at(value, tree.parent[at], share[at] * value[at])
     return np.where(flow.arrived_N > 0, value, np.nan)
 
 
@@ -146,7 +152,7 @@ def estimate_totals(
     passed_B = np.bincount(tree.parent[1:], weights=taken_N[1:], minlength=len(tree))[node_B]
     forced_BK = there & (flow.forced_N[child] > 0)
     share_MB = forced_share(functionals, design, passed_B)
-    value_N = np.nan_to_num(stratified_values(flow, reward_R, probability_N))
+    value_N = np.where(flow.arrived_N > 0, stratified_values(flow, reward_R, probability_N), 0.0)
     # Of the noise that rollouts through a node share, their spread over base rollouts shows this much: all if only one passed.
     seen_B = (base.sum() - passed_B) / (passed_B * max(base.sum() - 1, 1))
 
@@ -200,8 +206,7 @@ def _noise(
     tree = flow.tree
     share = branch_shares(flow, probability_N)
     about_NM = pull_NM * value_N[:, None]
-    for depth in range(1, int(tree.depth.max(initial=0)) + 1):
-        at = np.flatnonzero(tree.depth == depth)
+    for at in _levels(tree):
         pull_NM[at] += share[at, None] * pull_NM[tree.parent[at]]
         stratum = (flow.forced_N[at] > 0)[:, None]
         passed_down = about_NM[at] + share[at, None] * about_NM[tree.parent[at]]

@@ -140,6 +140,8 @@ def test_version_and_doctor(gradalign):
         (["score", "--precision", "0"], "precision"),
         (["score", "--decide", "--confidence", "2"], "confidence"),
         (["score", "--decide", "--precision", "0.1"], "not both"),
+        (["score", "--decide", "--node-selection", "top"], "top nodes"),
+        (["score", "--decide", "--teacher", "ctx:none", "--objective", "gkd"], "nothing to decide"),
         (["score", "--top-p", "0.9"], "truncated sampling"),
         (["score", "--top-k", "20"], "truncated sampling"),
         (["score", "--device", "abacus"], "device"),
@@ -322,7 +324,7 @@ def test_a_decision_is_said_and_a_spent_budget_too(gradalign):
     ]
     code, out, _ = gradalign("score", *settings, "--teacher", "ctx:none", "--decide", "--out", "decided")
     assert code == 0
-    assert "Stopped early: ctx:reference reverse_kl is best" in out
+    assert "Goal reached: ctx:reference reverse_kl is best" in out
     code, out, _ = gradalign("score", *settings, "--precision", "1e-9", "--out", "precise")
     assert code == 0
     assert "The budget was spent before the goal was reached" in out

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradalign.schedule import (
+    Reference,
     allocate,
     choose_candidates,
     depth_window,
@@ -33,40 +34,53 @@ def test_windows_share_the_budget(counts, budget):
     assert per_window == max(counts) or np.minimum(counts, per_window + 1).sum() > budget
 
 
-def wanted(rng: np.random.Generator, nodes: int, budget: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rollouts wanted at random nodes, and what one costs there."""
-    window, cost = depth_window(rng.integers(0, 40, nodes)), rng.uniform(1, 40, nodes)
-    return wanted_rollouts(rng.random(nodes) ** 4, rng.random(nodes), window, cost, budget), cost
+def wanted(rng: np.random.Generator, nodes: int, budget: float) -> np.ndarray:
+    """Rollouts wanted at random nodes of a question that is like its reference."""
+    window, worth, distance = depth_window(rng.integers(0, 40, nodes)), rng.random(nodes) ** 4, rng.random(nodes)
+    return wanted_rollouts(worth, distance, window, Reference.of(worth, distance, window, np.array([9])), budget)
 
 
 @given(st.integers(0, 2**31), st.floats(1, 1e4))
-def test_wanted_rollouts_cost_the_budget(seed, budget):
-    rollouts, cost = wanted(np.random.default_rng(seed), 50, budget)
-    assert (rollouts * cost).sum() == pytest.approx(budget)
+def test_a_question_like_its_reference_wants_the_budget(seed, budget):
+    rollouts = wanted(np.random.default_rng(seed), 50, budget)
+    assert rollouts.sum() == pytest.approx(budget)
     assert (rollouts >= 0).all()
 
 
-def test_where_no_node_has_a_size_nothing_is_wanted():
-    nothing = wanted_rollouts(np.zeros(4), np.ones(4), np.zeros(4, dtype=int), np.ones(4), 10.0)
-    assert nothing.tolist() == [0, 0, 0, 0]
+def test_a_question_where_more_is_at_stake_than_elsewhere_wants_more():
+    ones, window = np.ones(4), np.arange(4)
+    reference = Reference.of(ones, ones, window, np.array([9]))
+    assert wanted_rollouts(3 * ones, 3 * ones, window, reference, 10.0).sum() == pytest.approx(30)
+
+
+def test_a_reference_is_the_mean_of_questions_and_knows_how_long_rollouts_are():
+    one = Reference.of(np.array([1.0, 2.0]), np.array([1.0, 1.0]), np.array([0, 1]), np.array([4, 4]))
+    other = Reference.of(np.array([5.0]), np.array([0.0]), np.array([0]), np.array([2]))
+    both = Reference.mean([one, other])
+    assert both.worth == 4.0
+    assert both.distance == 1.0
+    assert both.window_worth_W.tolist() == [3.0, 1.0]
+    assert both.expected_tokens(np.array([0, 1, 2, 3, 9])).tolist() == [pytest.approx(7 / 3), pytest.approx(4 / 3), 1, 1, 1]
+
+
+def test_where_nothing_is_at_stake_nothing_is_wanted():
+    nothing = Reference.of(np.zeros(4), np.zeros(4), np.zeros(4, dtype=int), np.array([3]))
+    assert wanted_rollouts(np.zeros(4), np.zeros(4), np.zeros(4, dtype=int), nothing, 10.0).tolist() == [0, 0, 0, 0]
 
 
 @settings(max_examples=50)
 @given(st.integers(0, 2**31))
 def test_a_larger_budget_only_adds_nodes(seed):
-    rng = np.random.default_rng(seed)
-    state = rng.bit_generator.state
-    chances = []
-    for budget in (100.0, 300.0):
-        rng.bit_generator.state = state
-        chances.append(inclusion_probabilities(wanted(rng, 60, budget)[0], np.full(60, 8.0)))
+    chances = [
+        inclusion_probabilities(wanted(np.random.default_rng(seed), 60, budget), np.full(60, 8.0)) for budget in (100.0, 300.0)
+    ]
     draws = np.random.default_rng(seed + 1).random(60)
     assert {*poisson_sample(chances[0], draws)} <= {*poisson_sample(chances[1], draws)}
 
 
 def test_weighted_total_is_unbiased_over_the_choice_of_nodes():
     rng = np.random.default_rng(1)
-    chance = inclusion_probabilities(wanted(rng, 48, 200.0)[0], np.full(48, 8.0))
+    chance = inclusion_probabilities(wanted(rng, 48, 200.0), np.full(48, 8.0))
     value = rng.standard_normal(48)
     totals = []
     for _ in range(4000):
@@ -100,34 +114,34 @@ def test_pilot_tries_two_at_least_and_all_that_matter():
 
 def test_a_branch_has_no_say_in_its_own_rollouts():
     success, n = np.array([[0.0, 4.0], [2.0, 2.0]]), np.array([[4, 4], [4, 4]])
-    before = others_variance(success, n, 0.5)
-    for own in (0.0, 3.0):
+    prior, worth, cost = np.full((2, 2), 0.5), np.array([1.0, 2.0, 1.0, 0.5]), np.ones(4)
+    before = others_variance(success, n, prior)
+    assert before[0, 0] == pytest.approx((5 / 6) * (1 / 6))
+    counts = allocate(worth, np.sqrt(before).ravel(), cost, n.ravel(), 60.0)
+    for own in (1.0, 3.0):
         changed = success.copy()
         changed[0, 0] = own
-        assert others_variance(changed, n, 0.5)[0, 0] == before[0, 0]
-    assert before[0, 0] == pytest.approx((5 / 6) * (1 / 6))
+        after = others_variance(changed, n, prior)
+        assert after[0, 0] == before[0, 0]
+        assert allocate(worth, np.sqrt(after).ravel(), cost, n.ravel(), 60.0)[0] == counts[0], "nor by the common limit"
 
 
 @given(st.integers(0, 2**31), st.floats(1, 500))
 def test_allocation_keeps_what_was_had_stays_within_the_limit_and_follows_worth(seed, limit):
     rng = np.random.default_rng(seed)
-    worth, cost = rng.random((6, 3)), rng.uniform(1, 9, (6, 3))
-    had = pilot_rollouts(rng.random((6, 3)) < 0.5, cost, 4, limit)
+    worth, cost = rng.random(18), rng.uniform(1, 9, 18)
+    had = pilot_rollouts(rng.random(18) < 0.5, cost, 4, limit)
     assert (had * cost).sum() <= limit
-    n = allocate(worth, cost, had, limit)
+    n = allocate(worth, rng.uniform(0.1, 0.5, 18), cost, had, limit)
     assert (n >= had).all()
     assert (n * cost).sum() <= limit
-    more = n > had
+    most = allocate(worth, np.full(18, 0.5), cost, had, limit)
+    more = most > had
     pull = (worth / np.sqrt(cost))[more]
-    assert (np.diff(n[more][np.argsort(pull)]) >= 0).all()
+    assert (np.diff(most[more][np.argsort(pull)]) >= 0).all()
 
 
-@settings(max_examples=50)
-@given(st.integers(0, 2**31))
-def test_priority_serves_every_compared_sum(seed):
-    """A hundred times as long a direction gets no more rollouts: lengths are made comparable."""
-    rng = np.random.default_rng(seed)
-    coefficient, visits = rng.standard_normal((1, 5, 3)), rng.random(5)
-    one = priority(coefficient, np.array([2.0]), visits)
-    both = priority(np.concatenate([coefficient, 100 * coefficient]), np.array([2.0, 2e4]), visits)
-    np.testing.assert_allclose(both, one)
+def test_priority_is_the_root_mean_square_over_what_is_compared():
+    coefficient, visits = np.array([[[3.0, 1.0]], [[4.0, 1.0]]]), np.array([2.0])
+    np.testing.assert_allclose(priority(coefficient, visits), [[2 * np.sqrt(12.5), 2.0]])
+    assert priority(coefficient[:0], visits).tolist() == [[0.0, 0.0]]

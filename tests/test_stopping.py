@@ -43,8 +43,8 @@ def test_a_budget_of_tokens_leaves_what_is_not_spent_on_base_rollouts():
 
 def test_looks_are_few_and_known_beforehand():
     assert looks(10) == [10]
-    assert looks(64) == [16, 32, 64]
-    assert looks(100) == [16, 32, 64, 100]
+    assert looks(64) == [32, 64]
+    assert looks(100) == [32, 64, 100]
     assert passes(Effort(Budget(64))) == [Budget(64)]
     assert passes(Effort(Budget(64), decide=0.95)) == [Budget(16), Budget(32), Budget(64)]
     assert passes(Effort(Budget(2), precision=0.1)) == [Budget(1), Budget(2)] or passes(Effort(Budget(2), precision=0.1))[
@@ -80,22 +80,56 @@ def test_scores_and_influences_are_those_of_their_definitions():
 def test_a_winner_must_beat_every_other_at_a_level_shared_by_all_looks():
     rng = np.random.default_rng(1)
     clear = np.stack([np.full(32, 3.0), np.zeros(32), np.full(32, -1.0)]) + rng.standard_normal((3, 32))
-    watch = Watch(Effort(decide=0.95), looks_in_all=5)
-    assert watch.look(standing(clear))
+    watch = Watch(Effort(decide=0.95), looks_in_all=5, pairs=3, questions=32)
+    assert watch.look("first", standing(clear))
     assert watch.winner == ("t0", "reverse_kl")
     assert watch.dropped == {("t1", "reverse_kl"), ("t2", "reverse_kl")}
     near = np.stack([np.full(32, 0.45), np.zeros(32)]) + rng.standard_normal((2, 32))
-    once, often = Watch(Effort(decide=0.9), 1), Watch(Effort(decide=0.9), 10_000)
-    assert not often.look(standing(near))
-    assert once.look(standing(near + np.array([[0.5], [0.0]])))
+    once, often = (Watch(Effort(decide=0.9), looks, 2, 32) for looks in (1, 10_000))
+    assert not often.look("first", standing(near))
+    assert once.look("first", standing(near + np.array([[0.5], [0.0]])))
+
+
+def test_nothing_is_concluded_before_all_can_be_compared_on_enough_questions():
+    clear = np.stack([np.full(40, 3.0), np.zeros(40)]) + np.random.default_rng(1).standard_normal((2, 40))
+    assert not Watch(Effort(decide=0.95), 1, pairs=3, questions=64).look("a", standing(clear))
+    assert not Watch(Effort(decide=0.95), 1, pairs=2, questions=64).look("a", standing(clear[:, :20]))
+    assert Watch(Effort(decide=0.95), 1, pairs=2, questions=64).look("a", standing(clear))
+
+
+def test_a_dropped_pair_that_leads_later_wins_nothing_and_stops_nothing():
+    rng = np.random.default_rng(3)
+    first = np.stack([np.zeros(40), np.full(40, 3.0)]) + rng.standard_normal((2, 40))
+    watch = Watch(Effort(decide=0.95), 2, pairs=2, questions=200)
+    third = np.vstack([first, np.full(40, 2.9) + rng.standard_normal(40)])
+    watch = Watch(Effort(decide=0.95), 2, pairs=3, questions=200)
+    assert not watch.look("a", standing(third))
+    assert watch.dropped == {("t0", "reverse_kl")}
+    assert not watch.look("b", standing(third[::1] + np.array([[9.0], [0.0], [0.0]])))
+    assert watch.winner is None
+
+
+def test_looks_are_taken_up_again_and_a_second_time_has_less_of_alpha():
+    rng = np.random.default_rng(4)
+    near = np.stack([np.full(40, 0.62), np.zeros(40)]) + rng.standard_normal((2, 40))
+    effort = Effort(Budget(8), decide=0.9)
+    first = Watch(effort, 3, 2, 40)
+    first.look("a", standing(near))
+    kept = first.verdict(standing(near), (0, 0), ended=False)
+    again = Watch(effort, 3, 2, 40, kept)
+    again.look("a", standing(-near))
+    assert again.taken == first.taken
+    asked = Watch(Effort(Budget(99), decide=0.9), 3, 2, 40, kept | {"ended": True})
+    assert asked.time == first.time + 1
+    assert asked.taken == {}
 
 
 def test_repeated_looks_at_a_tie_rarely_name_a_winner():
     rng = np.random.default_rng(2)
     named = 0
     for _ in range(400):
-        draws, watch = rng.exponential(size=(3, 128)), Watch(Effort(decide=0.9), 4)
-        named += any(watch.look(standing(draws[:, :count])) for count in looks(128))
+        draws, watch = rng.exponential(size=(3, 128)), Watch(Effort(decide=0.9), 3, 3, 128)
+        named += any(watch.look(str(count), standing(draws[:, :count])) for count in looks(128))
     assert named <= 0.1 * 400
 
 
@@ -103,8 +137,8 @@ def test_precision_stops_at_the_wanted_half_width():
     wide = standing(np.random.default_rng(0).standard_normal((2, 50)))
     low, high = wide.interval("gain")
     half = float(((high - low) / 2).max())
-    assert not Watch(Effort(precision=half * 0.99), 1).look(wide)
-    assert Watch(Effort(precision=half * 1.01), 1).look(wide)
+    assert not Watch(Effort(precision=half * 0.99), 1, 2, 50).look("a", wide)
+    assert Watch(Effort(precision=half * 1.01), 1, 2, 50).look("a", wide)
 
 
 def test_standing_uses_questions_that_all_teachers_share():
@@ -186,6 +220,22 @@ def test_deciding_stops_early_says_so_and_can_go_on(tabular, tmp_path):
     whole = score(tabular, tmp_path / "r", Effort(Budget(64)), 96)
     assert len(whole.questions) == 96
     assert whole.outcome == {}
+
+
+def test_another_unit_of_budget_is_refused(tabular, tmp_path):
+    score(tabular, tmp_path / "r", Effort(Budget(8)))
+    with pytest.raises(GradalignError, match="same unit"):
+        score(tabular, tmp_path / "r", Effort(Budget(9000, "tokens")))
+
+
+def test_files_that_a_killed_pass_left_are_swept(tabular, tmp_path, monkeypatch):
+    score(tabular, tmp_path / "r", Effort(Budget(8)))
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "_sweep", lambda self, part, generation: None)
+        rows = len(score(tabular, tmp_path / "r", Effort(Budget(64))).scores)
+    assert len(pd.read_parquet(tmp_path / "r" / "scores")) == 2 * rows
+    score(tabular, tmp_path / "r", Effort(Budget(64)))
+    assert len(pd.read_parquet(tmp_path / "r" / "scores")) == rows
 
 
 def test_an_unreachable_precision_spends_the_budget_and_says_what_is_left(tabular, tmp_path):

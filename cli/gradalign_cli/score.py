@@ -146,7 +146,7 @@ def _print_outcome(outcome: dict) -> None:
     if not outcome:
         return
     if outcome["stopped"]:
-        output.print(f"[bold]Stopped early:[/] {safe(outcome['stopped'])}, {outcome['tokens']:,} tokens sampled.")
+        output.print(f"[bold]Goal reached:[/] {safe(outcome['stopped'])}, {outcome['tokens']:,} tokens sampled.")
         return
     half, left = outcome["gain_half_width"], outcome["gain_half_width_left"]
     known = (

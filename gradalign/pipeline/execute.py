@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from gradalign.pipeline.restore import stored_questions
 from gradalign.pipeline.stopping import Watch, looks, passes
 from gradalign.seeds import seed_of
 from gradalign.store import RunFolder
-from gradalign.types import Question
+from gradalign.types import GradalignError, Question
 
 _SMALL = 20_000_000
 
@@ -30,15 +31,19 @@ def execute(
     folder: RunFolder, questions: Sequence[Question], cast: Cast, config: RunConfig, effort: Effort, progress: Progress
 ) -> None:
     """Score every question that the run folder does not hold yet at this budget, or until the run's goal is reached."""
+    _check(config, effort)
     parts = split(questions, config)
-    ledger = _Ledger(folder, config)
+    ledger = _Ledger(folder, config, effort.budget)
     budgets = passes(effort)
-    watched = looks(len(questions))
-    watch = Watch(effort, len(watched) + len(budgets) - 1)
+    counts = looks(len(questions))
+    pairs = len(config.teachers) * len(config.objectives)
+    watch = Watch(effort, len(counts) + len(budgets) - 1, pairs, len(questions), folder.outcome())
     meter = _Meter(progress, config, cast, len(questions))
     todo = [(budget, part) for budget in budgets for part in range(len(parts)) if not ledger.reached(part, budget)]
     meter.plan(todo, [len(part) for part in parts], set(ledger.notes))
     progress.standing(ledger.standing(), ledger.spent())
+    if todo or effort.sequential:
+        folder.write_outcome(watch.verdict(ledger.standing(), ledger.spent(), ended=False) if effort.sequential else {})
     with fitting_threads(cast):
         for budget in budgets:
             scored = 0
@@ -52,26 +57,37 @@ def execute(
                     meter.complete()
                     progress.standing(ledger.standing(), ledger.spent())
                 before, scored = scored, scored + len(places)
-                due = any(before < count <= scored for count in watched) if budget == budgets[0] else scored == len(questions)
-                if (
-                    effort.sequential
-                    and due
-                    and watch.look(ledger.standing(range(number + 1) if budget == budgets[0] else None))
-                ):
-                    break
-            if watch.stopped:
-                break
+                due = any(before < count <= scored for count in counts) if budget == budgets[0] else scored == len(questions)
+                if effort.sequential and due:
+                    seen = ledger.standing(range(number + 1))
+                    stop = watch.look(f"{scored} questions at {budget}", seen)
+                    folder.write_outcome(watch.verdict(seen, ledger.spent(), ended=stop))
+                    if stop:
+                        return
     if effort.sequential:
-        folder.write_outcome(watch.verdict(ledger.standing(), ledger.spent()))
-    elif folder.outcome():
-        folder.write_outcome({})
+        folder.write_outcome(watch.verdict(ledger.standing(), ledger.spent(), ended=True))
+
+
+def _check(config: RunConfig, effort: Effort) -> None:
+    """Refuse goals that this run can never reach."""
+    if effort.sequential and config.node_selection == "top":
+        raise GradalignError("a run that takes the top nodes has no intervals to stop by; leave out --decide and --precision")
+    if effort.decide is not None and len(config.teachers) * len(config.objectives) == 1:
+        raise GradalignError(
+            "there is nothing to decide between one teacher and one objective; give more, or leave out --decide"
+        )
 
 
 def split(questions: Sequence[Question], config: RunConfig) -> list[list[tuple[int, Question]]]:
-    """Parts of questions in a seeded random order, so that those finished first stand for all; each with its place in the set."""
+    """Parts of questions in a seeded random order, so that those finished first stand for all; each with its place in the set.
+
+    Parts are of about equal size, since a question's design is measured by the others of its part.
+    """
     order = np.random.default_rng(seed_of(config.seed, "order of questions")).permutation(len(questions))
     places = [(int(i), questions[int(i)]) for i in order]
-    return [places[start : start + config.part_size] for start in range(0, len(places), config.part_size)]
+    count = -(-len(places) // config.part_size)
+    edges = [len(places) * part // count for part in range(count + 1)]
+    return [places[start:stop] for start, stop in pairwise(edges)]
 
 
 @contextmanager
@@ -95,16 +111,21 @@ def data_fingerprint(questions: Sequence[Question]) -> str:
 class _Ledger:
     """What the run folder holds: how far each part went, and the rows that the standing is made of."""
 
-    def __init__(self, folder: RunFolder, config: RunConfig):
+    def __init__(self, folder: RunFolder, config: RunConfig, budget: Budget):
         self.folder, self.config = folder, config
         self.notes = folder.finished()
+        for note in self.notes.values():
+            if note["unit"] != budget.unit:
+                raise GradalignError(
+                    f"run {folder.path} has a budget in {note['unit']}, not {budget.unit}; go on with the same unit"
+                )
         self.scores = {part: folder.rows(part, "scores") for part in self.notes}
         self.counts = {part: _spent(folder.rows(part, "questions")) for part in self.notes}
 
     def reached(self, part: int, budget: Budget) -> bool:
-        """Was the part scored with this budget or a larger one of its kind?"""
+        """Was the part scored with this budget or a larger one?"""
         note = self.notes.get(part)
-        return note is not None and note["unit"] == budget.unit and note["amount"] >= budget.amount
+        return note is not None and note["amount"] >= budget.amount
 
     def write(self, part: int, rows: dict[str, list[dict[str, Any]]], budget: Budget) -> None:
         note = {"amount": budget.amount, "unit": budget.unit}

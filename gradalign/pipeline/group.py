@@ -17,10 +17,11 @@ from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summari
 from gradalign.pipeline.rows import QuestionResult, Rows, Scored, question_rows
 from gradalign.pipeline.scoring import gather, gather_evidence, score_full, score_visited, total_scores
 from gradalign.pipeline.survey import Survey, SurveyRequest, survey_nodes
-from gradalign.pipeline.targeted import Targeting, plan, plan_branches, sample_targeted
+from gradalign.pipeline.targeted import Footing, Plan, Targeting, footing, plan, plan_branches, sample_targeted
+from gradalign.schedule import Reference
 from gradalign.store import TABLES
 from gradalign.tree import PrefixTree, build_tree
-from gradalign.types import GradalignError, Question, Skip
+from gradalign.types import GradalignError, Question, Rollout, Skip
 
 _NO_ROOM = "question longer than the student's window"
 _NO_TEACHER = "no teacher could be built"
@@ -82,17 +83,21 @@ def score_questions(
     for result in open_results:
         if result.question.id in stored:
             _restore(result, stored[result.question.id])
-    surveyed: list[_Surveyed | None] = []
+    surveyed: list[tuple[QuestionResult, _Surveyed]] = []
     for result in open_results:
         progress.stage("forward passes")
-        known = stored.get(result.question.id)
-        surveyed.append(_survey(result, prompts[result.question.id], cast, config, spending, known))
+        found = _survey(result, prompts[result.question.id], cast, config, result.question.id in stored)
+        surveyed += [] if found is None else [(result, found)]
         progress.advance(config.rollouts * (1 + len(config.teachers)))
     progress.stage("targeted rollouts")
-    sample_targeted([found.targeting for found in surveyed if found], cast.student, config, progress.advance)
-    for result, found in zip(open_results, surveyed, strict=True):
-        if found is not None:
-            _score(result, found, cast, config)
+    targetings = []
+    for result, found in surveyed:
+        others = [other.ground.reference for _, other in surveyed if other is not found] or [found.ground.reference]
+        prompt, known = prompts[result.question.id], stored.get(result.question.id)
+        targetings.append(_target(result, found, prompt, Reference.mean(others), cast, config, spending, known))
+    sample_targeted(targetings, cast.student, config, progress.advance)
+    for (result, found), targeting in zip(surveyed, targetings, strict=True):
+        _score(result, found, targeting, cast, config)
     return results
 
 
@@ -144,18 +149,16 @@ def _restore(result: QuestionResult, stored: Stored) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Surveyed:
-    """A question between the pass over the vocabulary and its scores."""
+    """A question between the pass over the vocabulary and its targeted rollouts."""
 
     tree: PrefixTree
     survey: Survey
-    targeting: Targeting
+    ground: Footing
 
 
-def _survey(
-    result: QuestionResult, prompt: tuple[int, ...], cast: Cast, config: RunConfig, spending: Spending, stored: Stored | None
-) -> _Surveyed | None:
-    """Teacher prompts, the pass over the vocabulary, and the plan of targeted rollouts; None if no teacher is left."""
-    if stored is None:
+def _survey(result: QuestionResult, prompt: tuple[int, ...], cast: Cast, config: RunConfig, known: bool) -> _Surveyed | None:
+    """Teacher prompts and the pass over the vocabulary; None if no teacher is left."""
+    if not known:
         longest = max(len(rollout.completion.tokens) for rollout in result.rollouts)
         result.prompts, skips = teacher_prompts(cast, result.question, result.pools, longest)
         result.skips += skips
@@ -173,22 +176,45 @@ def _survey(
         survey = survey_nodes(SurveyRequest(tree, sequences, student, teachers), _objectives(config), config.candidates)
     except GradalignError as error:
         raise GradalignError(f"question {result.question.id!r}: {error}") from error
-    stop_ids = cast.student.model.codec.stop_ids
-    allowance = spending.budget.allowance(spending.questions, result.other_tokens)
     lengths = np.array([len(sequence) for sequence in sequences])
+    return _Surveyed(tree, survey, footing(tree, survey, lengths, cast.student.model.codec.stop_ids, config))
+
+
+def _target(
+    result: QuestionResult,
+    found: _Surveyed,
+    prompt: tuple[int, ...],
+    reference: Reference,
+    cast: Cast,
+    config: RunConfig,
+    spending: Spending,
+    stored: Stored | None,
+) -> Targeting:
+    """The plan of a question's targeted rollouts, with those that are stored already."""
+    allowance = spending.budget.allowance(spending.questions, result.other_tokens)
     meant = [[(p.teacher.name, objective) not in spending.dropped for objective in config.objectives] for p in result.prompts]
-    chosen = plan(result.question, tree, survey, lengths, stop_ids, config, allowance, np.array(meant))
-    branches = plan_branches(tree, survey, chosen, stop_ids)
-    pass_rate = float(np.mean([rollout.grade.reward for rollout in result.rollouts]))
-    targeting = Targeting(result.question, prompt, chosen, branches, pass_rate)
+    chosen = plan(result.question, found.survey, found.ground, reference, config, allowance, np.array(meant))
+    branches = plan_branches(found.tree, found.survey, chosen, cast.student.model.codec.stop_ids)
+    targeting = Targeting(result.question, prompt, chosen, branches, _success_elsewhere(result.rollouts, found, chosen))
     if stored is not None:
-        targeting.restore(stored.targeted, tree)
-    return _Surveyed(tree, survey, targeting)
+        targeting.restore(stored.targeted, found.tree)
+    return targeting
 
 
-def _score(result: QuestionResult, found: _Surveyed, cast: Cast, config: RunConfig) -> None:
-    tree, survey, chosen = found.tree, found.survey, found.targeting.plan
-    result.targeted = found.targeting.rollouts
+def _success_elsewhere(rollouts: Sequence[Rollout], found: _Surveyed, chosen: Plan) -> np.ndarray:
+    """For each candidate, the mean reward of the base rollouts that did not take it, with one more of reward a half: (M, K)."""
+    tree, reward = found.tree, np.array([rollout.grade.reward for rollout in rollouts])
+    there = tree.path_RT >= 0
+    nodes = np.broadcast_to(found.survey.nodes[chosen.rows][:, None], chosen.tokens_MK.shape)
+    child = tree.child(nodes, chosen.tokens_MK)
+    took = np.where(child >= 0, tree.branch_sums(there, np.ones(len(reward)))[child], 0.0)
+    won = np.where(child >= 0, tree.branch_sums(there, reward)[child], 0.0)
+    return (reward.sum() - won + 0.5) / (len(reward) - took + 1)
+
+
+def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast: Cast, config: RunConfig) -> None:
+    tree, survey, chosen = found.tree, found.survey, targeting.plan
+    result.targeted = targeting.rollouts
     codec = cast.student.model.codec
     rows = chosen.rows
     gathered = gather(tree, result.rollouts, result.targeted, survey, codec.stop_ids, config.longest)

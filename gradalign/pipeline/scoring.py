@@ -62,7 +62,12 @@ def gather(
     stop_ids: frozenset[int],
     max_tokens: int,
 ) -> Gathered:
-    """One tree of base and targeted rollouts, over which every valid step is counted."""
+    """One tree of base and targeted rollouts, over which every valid step is counted.
+
+    A stored rollout forced through a token that the survey no longer keeps (another machine's rounding) is left out: its pi is unknown.
+    """
+    kept = {int(node): row for node, row in zip(survey.nodes, survey.kept_NK, strict=True)}
+    targeted = [r for r in targeted if r.branch.path[-1] in kept[r.branch.node]]
     whole = build_tree([rollout.completion.tokens for rollout in base] + [rollout.tokens for rollout in targeted])
     reward = np.array([r.grade.reward for r in base] + [r.grade.reward for r in targeted])
     flow = passage(whole, np.array([-1] * len(base) + [r.branch.depth for r in targeted]))
@@ -129,7 +134,8 @@ def total_scores(survey: Survey, gathered: Gathered, chosen: Plan) -> TotalScore
 
 def _functionals(survey: Survey, present_NK: np.ndarray) -> Functionals:
     nodes, kept = survey.kept_NK.shape
-    ratio = np.exp(np.minimum(survey.teacher_logprobs_CNK - survey.student_logprobs_NK, _LARGEST)) - 1
+    with np.errstate(invalid="ignore"):
+        ratio = np.nan_to_num(np.exp(np.minimum(survey.teacher_logprobs_CNK - survey.student_logprobs_NK, _LARGEST)) - 1)
     lift = np.concatenate([survey.lift_CONK.reshape(-1, nodes, kept), ratio.astype(survey.lift_CONK.dtype)])
     lift2 = np.concatenate([survey.lift2_CON.reshape(-1, nodes), survey.ratio2_CN])
     return Functionals(survey.student_probs_NK, np.where(present_NK, lift, 0.0), lift2)

@@ -149,7 +149,7 @@ def _survey_chunk(
         "lift_CONK": torch.stack([torch.stack([lift.gather(1, at) for lift in row]) for row in lifts]),
         "lift2_CON": torch.stack([torch.stack([(pi * lift**2).sum(-1) for lift in row]) for row in lifts]),
         "ratio2_CN": torch.stack(
-            [((2 * tau - student).exp().clamp_max(_LARGEST).sum(-1) - 1).clamp_min(0) for tau in teachers]
+            [((2 * tau - student).exp().nan_to_num(0.0).clamp_max(_LARGEST).sum(-1) - 1).clamp_min(0) for tau in teachers]
         ),
         "student_entropy_N": -(pi * student).sum(-1),
         "divergence_CND": torch.stack([_divergences(student, tau) for tau in teachers]),

@@ -11,6 +11,7 @@ from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.survey import RANKINGS, Survey
 from gradalign.questions import grade
 from gradalign.schedule import (
+    Reference,
     allocate,
     choose_candidates,
     depth_window,
@@ -91,13 +92,13 @@ class Plan:
 
 @dataclass(eq=False)
 class Targeting:
-    """One question's targeted rollouts, gathered over rounds: `counts_MK` asked for so far, `rollouts` as they came back."""
+    """One question's targeted rollouts, gathered over rounds. `prior_MK` is the success that base rollouts past a branch had elsewhere."""
 
     question: Question
     prompt: tuple[int, ...]
     plan: Plan
     branches: dict[tuple[int, int], Branch]
-    pass_rate: float
+    prior_MK: Float[np.ndarray, "M K"]
     rollouts: list[TargetedRollout] = field(default_factory=list)
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -124,52 +125,80 @@ class Targeting:
             seen[key] = seen.get(key, 0) + 1
 
 
+@dataclass(frozen=True, eq=False)
+class Footing:
+    """What a plan stands on: candidates of every node, what a rollout at each is worth, and the question as a reference for others."""
+
+    columns_NK: Int[np.ndarray, "N K"]
+    tokens_NK: Int[np.ndarray, "N K"]
+    open_NK: Bool[np.ndarray, "N K"]
+    worth_NK: Float[np.ndarray, "N K"]
+    distance_N: Float[np.ndarray, " N"]
+    depth_N: Int[np.ndarray, " N"]
+    visits_N: Float[np.ndarray, " N"]
+    reference: Reference
+
+
+def footing(
+    tree: PrefixTree, survey: Survey, lengths_R: Int[np.ndarray, " R"], stop_ids: frozenset[int], config: RunConfig
+) -> Footing:
+    """Candidates and their priorities over all teachers and objectives. Looks at no reward."""
+    columns_NK = _candidate_columns(survey, config)
+    tokens_NK = np.where(columns_NK >= 0, np.take_along_axis(survey.kept_NK, np.maximum(columns_NK, 0), 1), -1)
+    visits, depth = tree.visits()[survey.nodes] / len(lengths_R), tree.depth[survey.nodes]
+    open_NK = (tokens_NK >= 0) & ~np.isin(tokens_NK, list(stop_ids)) & (depth < config.longest - 1)[:, None]
+    worth_NK = _worth(survey, columns_NK, visits, np.ones(survey.lift2_CON.shape[:2], dtype=bool))
+    distance_N = _distance(survey, columns_NK, open_NK) * visits
+    own = Reference(0.0, np.zeros(1), 0.0, lengths_R)
+    reference = Reference.of(
+        *_sizes(worth_NK * open_NK, distance_N, own.expected_tokens(depth)), depth_window(depth), lengths_R
+    )
+    return Footing(columns_NK, tokens_NK, open_NK, worth_NK, distance_N, depth, visits, reference)
+
+
+def _sizes(worth_NK: np.ndarray, distance_N: np.ndarray, cost_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return worth_NK.sum(1) / np.sqrt(cost_N), distance_N / np.sqrt(cost_N)
+
+
 def plan(
     question: Question,
-    tree: PrefixTree,
     survey: Survey,
-    lengths_R: Int[np.ndarray, " R"],
-    stop_ids: frozenset[int],
+    ground: Footing,
+    reference: Reference,
     config: RunConfig,
     allowance: Allowance,
     meant_CO: Bool[np.ndarray, "C O"],
 ) -> Plan:
-    """Choose nodes and candidates. Looks at no reward; with a larger allowance the chosen nodes stay chosen.
+    """Choose nodes. Looks at no reward; with a larger allowance the chosen nodes stay chosen.
 
-    Rollouts at the chosen nodes go by what they say of the pairs of teacher and objective in `meant_CO`.
+    `reference` is what other questions are like. Rollouts at the chosen nodes go by what they say of the pairs of teacher and
+    objective in `meant_CO`.
     """
-    columns_NK = _candidate_columns(survey, config)
-    tokens_NK = np.where(columns_NK >= 0, np.take_along_axis(survey.kept_NK, np.maximum(columns_NK, 0), 1), -1)
-    visits, depth = tree.visits()[survey.nodes] / len(lengths_R), tree.depth[survey.nodes]
-    worth_NK = _worth(survey, np.maximum(columns_NK, 0), visits, np.ones_like(meant_CO)) * (columns_NK >= 0)
-    meant_NK = _worth(survey, np.maximum(columns_NK, 0), visits, meant_CO) * (columns_NK >= 0)
-    open_NK = (tokens_NK >= 0) & ~np.isin(tokens_NK, list(stop_ids)) & (depth < config.longest - 1)[:, None]
-    pilot_NK = pilot_branches(worth_NK, open_NK)
-    cost_N = _expected_tokens(lengths_R, depth)
-    unit_N = cost_N if allowance.in_tokens else np.ones(len(cost_N))
-    window = depth_window(depth)
+    depth, open_NK = ground.depth_N, ground.open_NK
+    cost_N = reference.expected_tokens(depth)
     if config.node_selection == "top":
-        nodes = int(allowance.limit // (config.candidates * config.replicates * unit_N.mean()))
-        rows = top_nodes(window, survey.priority_N * visits, max(nodes, 1))
+        unit = cost_N.mean() if allowance.in_tokens else 1.0
+        nodes = int(allowance.limit // (config.candidates * config.replicates * unit))
+        rows = top_nodes(depth_window(depth), survey.priority_N * ground.visits_N, max(nodes, 1))
         nothing = np.full(len(depth), np.nan)
-        design = Design(nothing, np.isin(np.arange(len(depth)), rows), nothing)
+        design, pilot_NK = Design(nothing, np.isin(np.arange(len(depth)), rows), nothing), open_NK
     else:
-        dearer_N = np.ones(len(cost_N)) if allowance.in_tokens else np.sqrt(cost_N)
-        size_N, distance_N = (worth_NK * open_NK).sum(1) / dearer_N, _distance(survey, columns_NK, open_NK) * visits / dearer_N
-        wanted = wanted_rollouts(size_N, distance_N, window, unit_N, allowance.limit)
+        pilot_NK = pilot_branches(ground.worth_NK, open_NK)
+        worth_N, distance_N = _sizes(ground.worth_NK * open_NK, ground.distance_N, cost_N)
+        rollouts = allowance.limit / (reference.expected_tokens(np.zeros(1, dtype=int))[0] / 2 if allowance.in_tokens else 1.0)
+        wanted = wanted_rollouts(worth_N, distance_N, depth_window(depth), reference, rollouts)
         least = np.maximum(config.replicates * pilot_NK.sum(1), 1.0)
-        matters = worth_NK.sum(1) > _NOTHING * worth_NK.sum()
-        closed = ~open_NK.any(1) & matters  # every candidate ends the rollout: known for nothing
+        closed = ~open_NK.any(1) & (ground.worth_NK.sum(1) > _NOTHING)  # every candidate ends the rollout: known for nothing
         inclusion = np.where(closed, 1.0, inclusion_probabilities(wanted, least))
         seed = np.full(len(depth), seed_of(config.seed, question.id, "nodes"), dtype=np.uint64)
         rows = poisson_sample(inclusion, uniforms(seed, survey.nodes.astype(np.uint64)))
         chosen = np.isin(np.arange(len(depth)), rows)
         design = Design(inclusion, chosen, np.where(closed, np.inf, np.maximum(wanted, least)))
+    meant_NK = _worth(survey, ground.columns_NK, ground.visits_N, meant_CO if meant_CO.any() else np.ones_like(meant_CO))
     chance_M = np.where(np.isnan(design.inclusion_N), 1.0, design.inclusion_N)[rows, None]
-    return Plan(
-        rows, design, tokens_NK[rows], open_NK[rows], pilot_NK[rows] if config.node_selection == "pps" else open_NK[rows],
-        meant_NK[rows] / chance_M, np.broadcast_to(cost_N[rows, None], open_NK[rows].shape).copy(), allowance,
-    )  # fmt: skip
+    cost_MK = np.broadcast_to(cost_N[rows, None], open_NK[rows].shape).copy()
+    tokens_MK = ground.tokens_NK[rows]
+    return Plan(rows, design, tokens_MK, open_NK[rows], pilot_NK[rows], meant_NK[rows] / chance_M, cost_MK, allowance)
 
 
 def _candidate_columns(survey: Survey, config: RunConfig) -> np.ndarray:
@@ -189,10 +218,9 @@ def _candidate_columns(survey: Survey, config: RunConfig) -> np.ndarray:
 
 def _worth(survey: Survey, columns_NK: np.ndarray, visits_N: np.ndarray, meant_CO: np.ndarray) -> np.ndarray:
     """Priority of each candidate over the teachers and objectives that rollouts are meant for."""
-    lift = np.take_along_axis(survey.lift_CONK[meant_CO], columns_NK[None], 2)
-    probs = np.take_along_axis(survey.student_probs_NK, columns_NK, 1)
-    length2 = (survey.direction_norm2_CON[meant_CO] * visits_N).sum(1)
-    return priority(probs * lift, length2, visits_N)
+    at = np.maximum(columns_NK, 0)
+    lift = np.stack([np.take_along_axis(survey.lift_CONK[c, o], at, 1) for c, o in zip(*np.nonzero(meant_CO), strict=True)])
+    return priority(np.take_along_axis(survey.student_probs_NK, at, 1) * lift, visits_N) * (columns_NK >= 0)
 
 
 def _distance(survey: Survey, columns_NK: np.ndarray, open_NK: np.ndarray) -> np.ndarray:
@@ -201,13 +229,6 @@ def _distance(survey: Survey, columns_NK: np.ndarray, open_NK: np.ndarray) -> np
     probs = np.take_along_axis(survey.student_probs_NK, at, 1)
     tau = np.exp(np.take_along_axis(survey.teacher_logprobs_CNK, at[None], 2))
     return (np.abs(tau - probs) * open_NK).sum(-1).max(0)
-
-
-def _expected_tokens(lengths_R: np.ndarray, depth_N: np.ndarray) -> np.ndarray:
-    """Mean number of tokens that base rollouts longer than each depth had to come after the next one; at least 1."""
-    past_ND = np.maximum(lengths_R[None, :] - depth_N[:, None] - 1, 0)
-    longer = (lengths_R[None, :] > depth_N[:, None]).sum(1)
-    return np.maximum(past_ND.sum(1) / np.maximum(longer, 1), 1.0)
 
 
 def plan_branches(tree: PrefixTree, survey: Survey, chosen: Plan, stop_ids: frozenset[int]) -> dict[tuple[int, int], Branch]:
@@ -232,43 +253,63 @@ def sample_targeted(
     """
     for targeting in targetings:
         _keep_endings(targeting, student)
-    _round([(targeting, _pilot(targeting, config)) for targeting in targetings], student, config, advance)
+    _round(targetings, _pilot(targetings, config), student, config, advance)
     if config.node_selection == "pps":
-        _round([(targeting, _allocation(targeting, config)) for targeting in targetings], student, config, advance)
+        _round(targetings, _allocation(targetings, config), student, config, advance)
     for targeting in targetings:
         targeting.rollouts.sort(key=lambda rollout: (rollout.branch.node, rollout.branch.path, rollout.replicate))
 
 
-def _pilot(targeting: Targeting, config: RunConfig) -> np.ndarray:
-    plan = targeting.plan
-    return np.maximum(
-        targeting.counts()[0], pilot_rollouts(plan.pilot_MK, _unit_cost(plan), config.replicates, plan.allowance.limit)
-    )
+def _pilot(targetings: Sequence[Targeting], config: RunConfig) -> list[np.ndarray]:
+    """The first rollouts of the branches that matter, all questions within their allowances together."""
+    pilot = np.concatenate([t.plan.pilot_MK.ravel() for t in targetings]) if targetings else np.zeros(0, dtype=bool)
+    first = _split(pilot_rollouts(pilot, _unit_cost(targetings), config.replicates, _limit(targetings)), targetings)
+    return [np.maximum(counts, t.counts()[0]) for t, counts in zip(targetings, first, strict=True)]
 
 
-def _allocation(targeting: Targeting, config: RunConfig) -> np.ndarray:
-    """Neyman allocation by the priorities, and where it may adapt by the variance that a node's other branches tell."""
-    plan = targeting.plan
-    n, total = targeting.counts()
-    worth = plan.priority_MK * plan.open_MK
-    if config.allocation == "adaptive":
-        worth *= np.sqrt(others_variance(total * plan.open_MK, n * plan.open_MK, targeting.pass_rate))
-    if not plan.allowance.in_tokens:
-        worth = worth / np.sqrt(plan.cost_MK)
-    return allocate(worth, _unit_cost(plan), n * plan.open_MK, plan.allowance.limit)
+def _allocation(targetings: Sequence[Targeting], config: RunConfig) -> list[np.ndarray]:
+    """Neyman allocation over all questions by the priorities, and where it may adapt by the variance that a node's other branches tell."""
+    if not targetings:
+        return []
+    worth, deviation, had = [], [], []
+    for t in targetings:
+        n, total = t.counts()
+        worth.append(
+            (t.plan.priority_MK * t.plan.open_MK / (1.0 if t.plan.allowance.in_tokens else np.sqrt(t.plan.cost_MK))).ravel()
+        )
+        adaptive = np.sqrt(others_variance(total * t.plan.open_MK, n * t.plan.open_MK, t.prior_MK)).ravel()
+        deviation.append(adaptive if config.allocation == "adaptive" else np.full(n.size, 0.5))
+        had.append((n * t.plan.open_MK).ravel())
+    joined = (np.concatenate(column) for column in (worth, deviation))
+    return _split(allocate(*joined, _unit_cost(targetings), np.concatenate(had), _limit(targetings)), targetings)
 
 
-def _unit_cost(plan: Plan) -> np.ndarray:
-    return plan.cost_MK if plan.allowance.in_tokens else np.ones(plan.cost_MK.shape)
+def _split(counts_B: np.ndarray, targetings: Sequence[Targeting]) -> list[np.ndarray]:
+    shapes = [t.plan.tokens_MK.shape for t in targetings]
+    pieces = np.split(counts_B, np.cumsum([rows * columns for rows, columns in shapes])[:-1]) if shapes else []
+    return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def _unit_cost(targetings: Sequence[Targeting]) -> np.ndarray:
+    costs = [(t.plan.cost_MK if t.plan.allowance.in_tokens else np.ones(t.plan.cost_MK.shape)).ravel() for t in targetings]
+    return np.concatenate(costs) if costs else np.zeros(0)
+
+
+def _limit(targetings: Sequence[Targeting]) -> float:
+    return sum(t.plan.allowance.limit for t in targetings)
 
 
 def _round(
-    wanted: Sequence[tuple[Targeting, np.ndarray]], student: Member, config: RunConfig, advance: Callable[[int], None]
+    targetings: Sequence[Targeting],
+    wanted: Sequence[np.ndarray],
+    student: Member,
+    config: RunConfig,
+    advance: Callable[[int], None],
 ) -> None:
     """Sample up to the wanted numbers, all questions' requests together."""
     asked: list[tuple[Targeting, Branch, int]] = []
     requests: list[CompletionRequest] = []
-    for targeting, want_MK in wanted:
+    for targeting, want_MK in zip(targetings, wanted, strict=True):
         had_MK = targeting.counts()[0]
         for place in zip(*np.nonzero(targeting.plan.open_MK & (want_MK > had_MK)), strict=True):
             branch, had = targeting.branches[int(place[0]), int(place[1])], int(had_MK[place])

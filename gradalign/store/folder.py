@@ -55,8 +55,13 @@ class RunFolder:
             self._place(description, (json.dumps(record, indent=2) + "\n").encode())
 
     def finished(self) -> dict[int, dict[str, Any]]:
-        """What was noted with each part (`write`'s `note`) whose marker stands and whose files match it, by its number."""
+        """What was noted with each part (`write`'s `note`) whose marker stands and whose files match it, by its number.
+
+        Files that a killed run left beside such a part are removed.
+        """
         sound = [part for part, problem in checked_parts(self.path).items() if problem is None]
+        for part in sound:
+            self._sweep(part, _generation(self.path, part))
         return {part: read_marker(self.path, part)["note"] for part in sound}
 
     def rows(self, part: int, table: str) -> list[dict[str, Any]]:
