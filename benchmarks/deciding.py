@@ -28,7 +28,7 @@ CONFIDENCE = 0.95
 def trial(job: tuple[str, str, int]) -> dict:
     family, truth, seed = job
     world = draw_world(family, QUESTIONS, TRUTHS[truth], 7000 + seed)
-    config = world.config(seed, rollouts=16)
+    config = world.config(seed, rollouts=8)
     with tempfile.TemporaryDirectory() as folder:
         run = run_score(
             config, Path(folder) / "run", cast=world.cast(), questions=world.student.questions(),

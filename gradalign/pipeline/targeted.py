@@ -280,8 +280,8 @@ def _allocation(targetings: Sequence[Targeting], config: RunConfig) -> list[np.n
         adaptive = np.sqrt(others_variance(total * t.plan.open_MK, n * t.plan.open_MK, t.prior_MK)).ravel()
         deviation.append(adaptive if config.allocation == "adaptive" else np.full(n.size, 0.5))
         had.append((n * t.plan.open_MK).ravel())
-    joined = (np.concatenate(column) for column in (worth, deviation))
-    return _split(allocate(*joined, _unit_cost(targetings), np.concatenate(had), _limit(targetings)), targetings)
+    worth_B, deviation_B, had_B = (np.concatenate(column) for column in (worth, deviation, had))
+    return _split(allocate(worth_B, deviation_B, _unit_cost(targetings), had_B, _limit(targetings)), targetings)
 
 
 def _split(counts_B: np.ndarray, targetings: Sequence[Targeting]) -> list[np.ndarray]:
