@@ -28,7 +28,7 @@ SPARSE = tuple(Quality(tilt, 1.5, 0.05) for tilt in (6.0, 3.5, 3.0, 2.5, 2.0, 1.
 SETTINGS = ("dense", "sparse")
 WORLDS = 2 if SMALL else 16
 QUESTIONS = 16 if SMALL else 32
-OURS = ((8, 8), (16, 16), (32, 32), (64, 64))
+OURS = ((4, 4), (8, 8), (16, 16), (32, 32), (64, 64))
 STATIC = (4, 8, 16, 32, 64, 128)
 BASE = 16
 CANDIDATES, REPLICATES = 4, 8
@@ -185,15 +185,18 @@ def main() -> None:
                      ("ours", "exhaustive", "static, top", "static, drawn")}  # fmt: skip
             need = {kind: tokens_to_reach(curve, target) if len(curve) > 1 else curve[0][1] for kind, curve in kinds.items()}
             ratios = {kind: need["ours"] / tokens for kind, tokens in need.items() if kind != "ours"}
-            rows.append(
-                [f"{family}, {setting}", f"{target:.4f}", *(f"{need[k]:,.0f}" for k in kinds), *map(ratio, ratios.values())]
-            )
+            shown = [f"{need[k]:,.0f}" if np.isfinite(need[k]) else f"over {max(t for _, t in kinds[k]):,.0f}" for k in kinds]
+            rows.append([f"{family}, {setting}", f"{target:.4f}", *shown, *map(ratio, ratios.values())])
             stored["rmse"].append({"family": family, "setting": setting, "target": target, "tokens": need, "points": points})
             names = {f"ours, {r}+{b}": f"ours|{r}+{b}" for r, b in OURS[:2]} | {"exhaustive": "exhaustive|1"}
             best = {label: tokens_to_name_the_best(mine, name, 1) for label, name in names.items()}
             ours = min(tokens for label, (tokens, _) in best.items() if label.startswith("ours"))
             naming.append(
-                [f"{family}, {setting}", *(f"{t:,.0f} ({q})" for t, q in best.values()), ratio(ours / best["exhaustive"][0])]
+                [
+                    f"{family}, {setting}",
+                    *(f"{t:,.0f} ({q:,})" if np.isfinite(t) else "not named" for t, q in best.values()),
+                    ratio(ours / best["exhaustive"][0]),
+                ]
             )
             stored["best"].append({"family": family, "setting": setting, "tokens": best})
     title = f"Tokens a question for the error of gain that exhaustive sampling has ({WORLDS} worlds of {QUESTIONS} questions)"
@@ -208,7 +211,7 @@ def main() -> None:
 
 def ratio(value: float) -> str:
     """A ratio below one as 1/n."""
-    return f"1/{1 / value:.1f}" if value > 0 else "not reached"
+    return f"1/{1 / value:.1f}" if np.isfinite(value) and value > 0 else "-"
 
 
 if __name__ == "__main__":

@@ -296,7 +296,7 @@ def _unit_cost(targetings: Sequence[Targeting]) -> np.ndarray:
 
 
 def _limit(targetings: Sequence[Targeting]) -> float:
-    return sum(t.plan.allowance.limit for t in targetings)
+    return float(sum(t.plan.allowance.limit for t in targetings))
 
 
 def _round(
