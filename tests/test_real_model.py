@@ -62,7 +62,8 @@ def test_smollm2_is_scored(gguf, tmp_path):
     assert {*alignment.teacher} <= {"ctx:answer", "ctx:correct_demo"}
     cosines = alignment.alignment.dropna()
     assert cosines.between(-1, 1).all()
-    assert np.isfinite(alignment[["dot", "dot_se", "d_norm2"]]).all().all()
+    assert np.isfinite(alignment.d_norm2).all()
+    assert np.isfinite(run.scores[["dot", "dot_se", "d_norm2", "advantage"]]).all().all()
     assert (alignment.d_norm2 > 0).any()
     teachers = run.teachers
     assert (teachers.reverse_kl >= -1e-4).all()
