@@ -175,7 +175,7 @@ def tokens_to_name_the_best(trials: list[dict], design: str, seed: int) -> tuple
 def main() -> None:
     jobs = [(setting, family, seed) for setting in SETTINGS for family in FAMILIES for seed in range(WORLDS)]
     trials = spread_over_cores(trial, jobs, "every design on every world")
-    rows, naming, stored = [], [], {"worlds": WORLDS, "questions": QUESTIONS, "rmse": [], "best": []}
+    rows, naming, stored = [], [], {"rmse": [], "best": []}
     for setting in SETTINGS:
         for family in FAMILIES:
             mine = [t for t in trials if (t["setting"], t["family"]) == (setting, family)]

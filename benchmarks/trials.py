@@ -53,8 +53,10 @@ class World:
     def cast(self) -> Cast:
         """Student and teachers as the pipeline takes them."""
         specs = tuple(TeacherSpec(name, "none", name.removeprefix("model:")) for name in self.names)
-        others = {spec.model: _member(teacher) for spec, teacher in zip(specs, self.teachers, strict=True)}
-        return Cast(_member(self.student), specs, {name: member for name, member in others.items() if name})
+        others = {
+            name.removeprefix("model:"): _member(teacher) for name, teacher in zip(self.names, self.teachers, strict=True)
+        }
+        return Cast(_member(self.student), specs, others)
 
     def config(self, seed: int, objectives: tuple[str, ...] = ("reverse_kl",), **settings) -> RunConfig:
         """A run's settings on this world."""
@@ -112,4 +114,15 @@ def report(name: str, title: str, columns: list[str], rows: list[list[str]], fou
         return
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "gradalign": __version__, "numpy": np.__version__}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"title": title, "machine": machine, **found}, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(
+        json.dumps({"title": title, "machine": machine, **_finite(found)}, indent=1, allow_nan=False) + "\n"
+    )
+
+
+def _finite(value: Any) -> Any:
+    """With null for what was not reached: JSON knows no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

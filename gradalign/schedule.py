@@ -88,11 +88,12 @@ class Reference:
             np.concatenate([reference.lengths_R for reference in references]),
         )
 
-    def expected_tokens(self, depth_N: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-        """Mean number of tokens that rollouts longer than each depth had to come after the next one; at least 1."""
-        past_ND = np.maximum(self.lengths_R[None, :] - depth_N[:, None] - 1, 0)
-        longer = (self.lengths_R[None, :] > depth_N[:, None]).sum(1)
-        return np.maximum(past_ND.sum(1) / np.maximum(longer, 1), 1.0)
+
+def expected_tokens(lengths_R: Int[np.ndarray, " R"], depth_N: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Mean number of tokens that rollouts longer than each depth had to come after the next one; at least 1."""
+    past_ND = np.maximum(lengths_R[None, :] - depth_N[:, None] - 1, 0)
+    longer = (lengths_R[None, :] > depth_N[:, None]).sum(1)
+    return np.maximum(past_ND.sum(1) / np.maximum(longer, 1), 1.0)
 
 
 def wanted_rollouts(
@@ -194,8 +195,9 @@ def allocate(
 ) -> Int[np.ndarray, " B"]:
     """Rollouts in all for each branch: proportional to worth x deviation / sqrt(cost) (Neyman, 1934), no fewer than `had_B`.
 
-    The scale is set so that with the largest deviation everywhere, 1/2, the cost would just keep within `limit`: outcomes, which
-    enter by `deviation_B` alone, move no branch but their own, and where they are nearly sure less than the limit is spent.
+    The scale is set so that with the largest deviation everywhere, 1/2, the cost would just keep within `limit`. Outcomes enter by
+    `deviation_B` alone, so that a branch's deviation moves no other branch's count, and where outcomes are nearly sure less than the
+    limit is spent.
     """
     pull = worth_B / np.sqrt(cost_B)
 

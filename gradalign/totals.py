@@ -120,7 +120,8 @@ def forced_share(functionals: Functionals, design: Design, passed_N: Float[np.nd
     """How much of a node's term rests on forced rollouts: inverse variance, as the coefficients and the design foretell it.
 
     Free: 1.5 sigma^2 E lift^2 / base rollouts (1.5 because the baseline is not the node's own value). Forced: sigma^2 (sum |a|)^2 / n, and
-    over the chance of being chosen. No outcome enters, so the mixture stays unbiased.
+    over the chance of being chosen. No outcome enters, and nothing that lies below the node (`schedule.Reference`), so the mixture
+    stays unbiased.
     """
     reach_MN = np.stack([np.abs(functionals.probs_NK * lift_NK).sum(-1) ** 2 for lift_NK in functionals.lift_MNK])
     free = _FREE_VARIANCE * functionals.lift2_MN / passed_N

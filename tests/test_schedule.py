@@ -10,6 +10,7 @@ from gradalign.schedule import (
     allocate,
     choose_candidates,
     depth_window,
+    expected_tokens,
     inclusion_probabilities,
     nodes_per_window,
     others_variance,
@@ -60,7 +61,13 @@ def test_a_reference_is_the_mean_of_questions_and_knows_how_long_rollouts_are():
     assert both.worth == 4.0
     assert both.distance == 1.0
     assert both.window_worth_W.tolist() == [3.0, 1.0]
-    assert both.expected_tokens(np.array([0, 1, 2, 3, 9])).tolist() == [pytest.approx(7 / 3), pytest.approx(4 / 3), 1, 1, 1]
+    assert expected_tokens(both.lengths_R, np.array([0, 1, 2, 3, 9])).tolist() == [
+        pytest.approx(7 / 3),
+        pytest.approx(4 / 3),
+        1,
+        1,
+        1,
+    ]
 
 
 def test_where_nothing_is_at_stake_nothing_is_wanted():

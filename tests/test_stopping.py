@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from test_pipeline_exact import TEACHERS, cast_of, config_for, questions
+from test_pipeline_exact import cast_of, config_for, questions
 
 from gradalign.api import run_forecast, run_score
 from gradalign.findings import Standing, rank, standing_of
@@ -85,7 +85,7 @@ def test_a_winner_must_beat_every_other_at_a_level_shared_by_all_looks():
     assert watch.winner == ("t0", "reverse_kl")
     assert watch.dropped == {("t1", "reverse_kl"), ("t2", "reverse_kl")}
     near = np.stack([np.full(32, 0.45), np.zeros(32)]) + rng.standard_normal((2, 32))
-    once, often = (Watch(Effort(decide=0.9), looks, 2, 32) for looks in (1, 10_000))
+    once, often = (Watch(Effort(decide=0.9), looks, 2, 32) for looks in (1, 15))
     assert not often.look("first", standing(near))
     assert once.look("first", standing(near + np.array([[0.5], [0.0]])))
 
@@ -100,12 +100,11 @@ def test_nothing_is_concluded_before_all_can_be_compared_on_enough_questions():
 def test_a_dropped_pair_that_leads_later_wins_nothing_and_stops_nothing():
     rng = np.random.default_rng(3)
     first = np.stack([np.zeros(40), np.full(40, 3.0)]) + rng.standard_normal((2, 40))
-    watch = Watch(Effort(decide=0.95), 2, pairs=2, questions=200)
     third = np.vstack([first, np.full(40, 2.9) + rng.standard_normal(40)])
     watch = Watch(Effort(decide=0.95), 2, pairs=3, questions=200)
     assert not watch.look("a", standing(third))
     assert watch.dropped == {("t0", "reverse_kl")}
-    assert not watch.look("b", standing(third[::1] + np.array([[9.0], [0.0], [0.0]])))
+    assert not watch.look("b", standing(third + np.array([[9.0], [0.0], [0.0]])))
     assert watch.winner is None
 
 
@@ -256,4 +255,3 @@ def test_a_forecast_is_near_what_a_run_takes_and_keeps_nothing(tabular, tmp_path
     assert found.seconds > 0
     assert 0.5 < found.tokens / run.questions.sampled_tokens.sum() < 1.5
     assert 0.5 < found.targeted_rollouts / run.questions.targeted_rollouts.sum() < 1.5
-    assert len(TEACHERS) == 3

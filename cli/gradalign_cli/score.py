@@ -48,7 +48,7 @@ def score(
     budget: Annotated[
         str,
         typer.Option(
-            help="Targeted rollouts a question, as 64 or 64-rollouts-per-question; or tokens of the whole run, as 200k-tokens."
+            help="Targeted rollouts a question, on average, as 64 or 64-rollouts-per-question; or tokens of the whole run, as 200k-tokens."
         ),
     ] = "64",
     precision: Annotated[

@@ -92,6 +92,7 @@ def score_questions(
     progress.stage("targeted rollouts")
     targetings = []
     for result, found in surveyed:
+        # a question alone in its part is measured by itself, at the price of a small bias
         others = [other.ground.reference for _, other in surveyed if other is not found] or [found.ground.reference]
         prompt, known = prompts[result.question.id], stored.get(result.question.id)
         targetings.append(_target(result, found, prompt, Reference.mean(others), cast, config, spending, known))
@@ -203,13 +204,17 @@ def _target(
 
 def _success_elsewhere(rollouts: Sequence[Rollout], found: _Surveyed, chosen: Plan) -> np.ndarray:
     """For each candidate, the mean reward of the base rollouts that did not take it, with one more of reward a half: (M, K)."""
-    tree, reward = found.tree, np.array([rollout.grade.reward for rollout in rollouts])
-    there = tree.path_RT >= 0
-    nodes = np.broadcast_to(found.survey.nodes[chosen.rows][:, None], chosen.tokens_MK.shape)
-    child = tree.child(nodes, chosen.tokens_MK)
-    took = np.where(child >= 0, tree.branch_sums(there, np.ones(len(reward)))[child], 0.0)
-    won = np.where(child >= 0, tree.branch_sums(there, reward)[child], 0.0)
+    reward = np.array([rollout.grade.reward for rollout in rollouts])
+    took = _taken(found, chosen.tokens_MK, chosen.rows, np.ones(len(reward)))
+    won = _taken(found, chosen.tokens_MK, chosen.rows, reward)
     return (reward.sum() - won + 0.5) / (len(reward) - took + 1)
+
+
+def _taken(found: _Surveyed, tokens_MK: np.ndarray, rows: np.ndarray, weight_R: np.ndarray) -> np.ndarray:
+    """Sum of `weight_R` over the base rollouts that took each token at each chosen node."""
+    tree = found.tree
+    child = tree.child(np.broadcast_to(found.survey.nodes[rows][:, None], tokens_MK.shape), tokens_MK)
+    return np.where(child >= 0, tree.branch_sums(tree.path_RT >= 0, weight_R)[child], 0.0)
 
 
 def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast: Cast, config: RunConfig) -> None:
@@ -219,26 +224,20 @@ def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast:
     rows = chosen.rows
     gathered = gather(tree, result.rollouts, result.targeted, survey, codec.stop_ids, config.longest)
     evidence = gather_evidence(gathered, survey, rows, config.min_visits)
-    visits = tree.visits()[survey.nodes] / len(result.rollouts)
+    visits = found.ground.visits_N
+    took = _taken(found, evidence.tokens_MK, rows, np.ones(len(result.rollouts)))
     result.scored = Scored(
         tree=tree,
         survey=survey,
         plan=chosen,
         evidence=evidence,
         full=score_full(survey, evidence),
-        visited=score_visited(survey, evidence, _objectives(config), _frequencies(tree, survey, evidence.tokens_MK, rows)),
+        visited=score_visited(survey, evidence, _objectives(config), took),
         totals=total_scores(survey, gathered, chosen),
         visits_N=visits,
         weight_M=visits[rows] / chosen.inclusion_N[rows],
         token_texts={int(token): codec.text([int(token)]) for token in np.unique(evidence.tokens_MK) if token >= 0},
     )
-
-
-def _frequencies(tree: PrefixTree, survey: Survey, tokens_MK: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """How many base rollouts took each kept token at each chosen node."""
-    taken = np.bincount(tree.path_RT[tree.path_RT >= 0], minlength=len(tree)).astype(np.float64)
-    child = tree.child(np.broadcast_to(survey.nodes[rows][:, None], tokens_MK.shape), tokens_MK)
-    return np.where(child >= 0, taken[child], 0.0)
 
 
 def _objectives(config: RunConfig) -> list[Objective]:

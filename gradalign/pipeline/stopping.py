@@ -39,7 +39,8 @@ def looks(questions: int) -> list[int]:
 class Watch:
     """Looks at a run as it grows and says when it has reached its goal.
 
-    To decide, the pair that leads must beat every other at one-sided level alpha / (looks x others): whatever the number of looks and of
+    To decide, the pair that leads must beat every other at the one-sided level of the look, over the number of others. The looks share
+    alpha, each with twice the share of the one before, since each knows about twice as much: whatever the number of looks and of
     pairs, the chance to name one that is not the best is at most alpha, as far as t intervals keep their level (Bonferroni). A pair
     beaten at any look is dropped: it can no longer win, and no rollout is spent for it. Nothing is concluded before every one of
     `pairs` can be compared on `FIRST_LOOK` questions, or on all there are.
@@ -94,7 +95,8 @@ class Watch:
 
     def _decide(self, standing: Standing, confidence: float) -> dict[str, Any]:
         alpha = (1 - confidence) * _FIRST_SHARE * (1 - _FIRST_SHARE) ** self.time
-        lost = standing.beaten("drive", alpha / (self.looks_in_all * max(len(standing.keys) - 1, 1)))
+        share = 2.0 ** len(self.taken) / (2.0**self.looks_in_all - 1)
+        lost = standing.beaten("drive", alpha * share / max(len(standing.keys) - 1, 1))
         beaten = {key for key, below in zip(standing.keys, lost, strict=True) if below}
         left = [key for key in standing.keys if key not in self.dropped | beaten]
         leads = standing.keys[int(np.nanargmax(standing.score("drive")))]

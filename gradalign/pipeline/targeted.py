@@ -15,6 +15,7 @@ from gradalign.schedule import (
     allocate,
     choose_candidates,
     depth_window,
+    expected_tokens,
     inclusion_probabilities,
     others_variance,
     pilot_branches,
@@ -29,7 +30,7 @@ from gradalign.totals import Design
 from gradalign.tree import PrefixTree
 from gradalign.types import Completion, CompletionRequest, Grade, Question, StopReason
 
-_NOTHING = 1e-12  # share of all priorities below which a node's is rounding error
+_NOTHING = 1e-12  # a priority below this is rounding error
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +150,8 @@ def footing(
     open_NK = (tokens_NK >= 0) & ~np.isin(tokens_NK, list(stop_ids)) & (depth < config.longest - 1)[:, None]
     worth_NK = _worth(survey, columns_NK, visits, np.ones(survey.lift2_CON.shape[:2], dtype=bool))
     distance_N = _distance(survey, columns_NK, open_NK) * visits
-    own = Reference(0.0, np.zeros(1), 0.0, lengths_R)
-    reference = Reference.of(
-        *_sizes(worth_NK * open_NK, distance_N, own.expected_tokens(depth)), depth_window(depth), lengths_R
-    )
+    sizes = _sizes(worth_NK * open_NK, distance_N, expected_tokens(lengths_R, depth))
+    reference = Reference.of(*sizes, depth_window(depth), lengths_R)
     return Footing(columns_NK, tokens_NK, open_NK, worth_NK, distance_N, depth, visits, reference)
 
 
@@ -175,7 +174,7 @@ def plan(
     objective in `meant_CO`.
     """
     depth, open_NK = ground.depth_N, ground.open_NK
-    cost_N = reference.expected_tokens(depth)
+    cost_N = expected_tokens(reference.lengths_R, depth)
     if config.node_selection == "top":
         unit = cost_N.mean() if allowance.in_tokens else 1.0
         nodes = int(allowance.limit // (config.candidates * config.replicates * unit))
@@ -185,7 +184,8 @@ def plan(
     else:
         pilot_NK = pilot_branches(ground.worth_NK, open_NK)
         worth_N, distance_N = _sizes(ground.worth_NK * open_NK, ground.distance_N, cost_N)
-        rollouts = allowance.limit / (reference.expected_tokens(np.zeros(1, dtype=int))[0] / 2 if allowance.in_tokens else 1.0)
+        whole = expected_tokens(reference.lengths_R, np.zeros(1, dtype=np.int64))[0]
+        rollouts = allowance.limit / (whole / 2 if allowance.in_tokens else 1.0)
         wanted = wanted_rollouts(worth_N, distance_N, depth_window(depth), reference, rollouts)
         least = np.maximum(config.replicates * pilot_NK.sum(1), 1.0)
         closed = ~open_NK.any(1) & (ground.worth_NK.sum(1) > _NOTHING)  # every candidate ends the rollout: known for nothing
