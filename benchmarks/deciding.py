@@ -21,7 +21,7 @@ TRUTHS = {
     "two tie for best": (Quality(2.0), Quality(2.0), Quality(1.0), Quality(-1.0)),
 }
 REPETITIONS = 2 if SMALL else 42
-QUESTIONS = 64
+QUESTIONS = 64 if SMALL else 128
 CONFIDENCE = 0.95
 
 

@@ -63,6 +63,9 @@ def test_smollm2_is_scored(gguf, tmp_path):
     cosines = alignment.alignment.dropna()
     assert cosines.between(-1, 1).all()
     assert np.isfinite(alignment.d_norm2).all()
+    tried = alignment.merge(run.nodes.loc[run.nodes.tried > 0, ["question", "node"]], on=["question", "node"])
+    assert len(tried) > 0
+    assert np.isfinite(tried[["dot", "dot_se"]]).all().all()
     assert np.isfinite(run.scores[["dot", "dot_se", "d_norm2", "advantage"]]).all().all()
     assert (alignment.d_norm2 > 0).any()
     teachers = run.teachers
