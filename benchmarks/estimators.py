@@ -11,7 +11,7 @@ from scipy.stats import t as student_t
 from trials import SMALL, Quality, World, draw_world, report, sampled_tokens, score_world, spread_over_cores
 
 from gradalign.findings import Standing
-from gradalign.inference import t_interval
+from gradalign.inference import influence_interval
 from gradalign.pipeline import Budget
 from gradalign.pipeline.rows import QuestionResult
 
@@ -81,7 +81,7 @@ def covered(trials: list[Standing], gains: np.ndarray) -> tuple[float, float]:
     hits = []
     for standing in trials:
         gain, (low, high), influence = standing.score("gain"), standing.interval("gain"), standing.influence("gain")
-        below, above = t_interval(gain[:1] - gain[1:], influence[:1] - influence[1:])
+        below, above = influence_interval(gain[:1] - gain[1:], influence[:1] - influence[1:])
         hits.append((low[0] <= gains[0] <= high[0], below[0] <= gains[0] - gains[1] <= above[0]))
     shares = np.mean(hits, axis=0)
     return float(shares[0]), float(shares[1])

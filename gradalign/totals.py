@@ -131,6 +131,58 @@ def forced_share(functionals: Functionals, design: Design, passed_N: Float[np.nd
     return np.where(design.inclusion_N > 0, share, 0.0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Mixture:
+    """What both kinds of evidence are mixed from, at the B nodes of the base tree and their K kept tokens.
+
+    `taken` base rollouts took each token, `passed` chose one here.
+    """
+
+    base_R: Bool[np.ndarray, " R"]
+    value_N: Float[np.ndarray, " N"]
+    baseline_R: Float[np.ndarray, " R"]
+    there_BK: Bool[np.ndarray, "B K"]
+    child_BK: Int[np.ndarray, "B K"]
+    taken_BK: Float[np.ndarray, "B K"]
+    forced_BK: Bool[np.ndarray, "B K"]
+    passed_B: Float[np.ndarray, " B"]
+
+    def coefficients(
+        self, share_B: Float[np.ndarray, " B"], design: Design, probs_BK: Float[np.ndarray, "B K"]
+    ) -> tuple[Float[np.ndarray, "B K"], Float[np.ndarray, "B K"]]:
+        """Of one base rollout that took a token, beyond its lift; and of the value of a forced token, beyond its lift: (B, K) each."""
+        visits_B = self.passed_B / self.base_R.sum()
+        weight_B = visits_B * np.where(design.chosen_N, share_B / np.maximum(design.inclusion_N, 1e-12), 0.0)
+        free_B = visits_B * (1 - share_B)
+        rest_BK = (free_B[:, None] + weight_B[:, None] * ~self.forced_BK) / self.passed_B[:, None]
+        return rest_BK * (self.taken_BK > 0), weight_B[:, None] * self.forced_BK * probs_BK
+
+
+def _mixture(
+    flow: Passage,
+    reward_R: Float[np.ndarray, " R"],
+    probability_N: Float[np.ndarray, " N"],
+    place_BK: Int[np.ndarray, "B K"],
+    node_B: Int[np.ndarray, " B"],
+) -> _Mixture:
+    tree, base = flow.tree, flow.forced_R < 0
+    taken_N = tree.branch_sums(flow.free_RT & base[:, None], np.ones(len(base)))
+    there = place_BK >= 0
+    child = np.where(there, place_BK, 0)
+    passed_B = np.bincount(tree.parent[1:], weights=taken_N[1:], minlength=len(tree))[node_B]
+    value_N = np.where(flow.arrived_N > 0, stratified_values(flow, reward_R, probability_N), 0.0)
+    return _Mixture(
+        base,
+        value_N,
+        _baselines(reward_R, base),
+        there,
+        child,
+        np.where(there, taken_N[child], 0.0),
+        there & (flow.forced_N[child] > 0),
+        passed_B,
+    )
+
+
 def estimate_totals(
     flow: Passage,
     reward_R: Float[np.ndarray, " R"],
@@ -145,35 +197,48 @@ def estimate_totals(
     `node_B` are the base tree's nodes by their number in `flow.tree`, `place_BK` the child by each kept token there (-1 for none);
     B is the axis N of `functionals` and `design`. `probability_N` is pi of forced branches.
     """
-    tree, base = flow.tree, flow.forced_R < 0
-    taken_N = tree.branch_sums(flow.free_RT & base[:, None], np.ones(len(base)))
-    there = place_BK >= 0
-    child = np.where(there, place_BK, 0)
-    taken_BK = np.where(there, taken_N[child], 0.0)
-    passed_B = np.bincount(tree.parent[1:], weights=taken_N[1:], minlength=len(tree))[node_B]
-    forced_BK = there & (flow.forced_N[child] > 0)
+    tree, mix = flow.tree, _mixture(flow, reward_R, probability_N, place_BK, node_B)
+    base, value_N, passed_B, there, child = mix.base_R, mix.value_N, mix.passed_B, mix.there_BK, mix.child_BK
     share_MB = forced_share(functionals, design, passed_B)
-    value_N = np.where(flow.arrived_N > 0, stratified_values(flow, reward_R, probability_N), 0.0)
     # Of the noise that rollouts through a node share, their spread over base rollouts shows this much: all if only one passed.
     seen_B = (base.sum() - passed_B) / (passed_B * max(base.sum() - 1, 1))
 
     each_NM, through_NM, held_NM, pull_NM = (np.zeros((len(tree), len(share_MB))) for _ in range(4))
     chosen_M = np.zeros(len(share_MB))
     for m, (share_B, lift_BK) in enumerate(zip(share_MB, functionals.lift_MNK, strict=True)):
-        weight_B = passed_B / base.sum() * np.where(design.chosen_N, share_B / np.maximum(design.inclusion_N, 1e-12), 0.0)
-        free_B = passed_B / base.sum() * (1 - share_B)
-        rest_BK = (free_B[:, None] + weight_B[:, None] * ~forced_BK) / passed_B[:, None] * lift_BK  # of one base rollout
-        strata_BK = weight_B[:, None] * forced_BK * functionals.probs_NK * lift_BK
-        each_NM[child[there], m] = (rest_BK * (taken_BK > 0))[there]
+        rest_BK, strata_BK = (part * lift_BK for part in mix.coefficients(share_B, design, functionals.probs_NK))
+        each_NM[child[there], m] = rest_BK[there]
         through_NM[node_B, m] = strata_BK.sum(1) / passed_B
         held_NM[node_B, m] = (strata_BK * value_N[child]).sum(1) / passed_B
-        pull_NM[child[there], m] = (rest_BK * taken_BK + strata_BK * np.sqrt(1 - seen_B)[:, None])[there]
-        chosen_M[m] = _choice_variance(value_N[child], flow.arrived_N[child], strata_BK, design, forced_BK, seen_B)
-    baseline_R = _baselines(reward_R, base)
-    part_RM = _parts(flow, value_N, baseline_R, each_NM, through_NM, held_NM)[base]
+        pull_NM[child[there], m] = (rest_BK * mix.taken_BK + strata_BK * np.sqrt(1 - seen_B)[:, None])[there]
+        chosen_M[m] = _choice_variance(value_N[child], flow.arrived_N[child], strata_BK, design, mix.forced_BK, seen_B)
+    part_RM = _parts(flow, value_N, mix.baseline_R, each_NM, through_NM, held_NM)[base]
     noise_M = _noise(flow, reward_R, value_N, probability_N, pull_NM)
     spread_M = base.sum() * part_RM.var(axis=0, ddof=1) if base.sum() > 1 else np.full(len(chosen_M), np.nan)
     return Totals(part_RM.sum(0), np.sqrt(spread_M + noise_M + chosen_M))
+
+
+def ideal_coefficients(
+    flow: Passage,
+    reward_R: Float[np.ndarray, " R"],
+    probability_N: Float[np.ndarray, " N"],
+    place_BK: Int[np.ndarray, "B K"],
+    node_B: Int[np.ndarray, " B"],
+    functionals: Functionals,
+    design: Design,
+) -> Float[np.ndarray, "B K"]:
+    """c such that sum_u sum_k c_uk (e_k - pi_u) estimates sum_u visits_u g_u without bias: the ideal step, before it meets any direction.
+
+    Arguments as of `estimate_totals`. The two kinds of evidence are mixed by the mean of what is best for each of the `functionals`.
+    """
+    mix = _mixture(flow, reward_R, probability_N, place_BK, node_B)
+    share_B = forced_share(functionals, design, mix.passed_B).mean(0)
+    rest_BK, strata_BK = mix.coefficients(share_B, design, functionals.probs_NK)
+    value_BK = mix.value_N[mix.child_BK]
+    compared_N = flow.tree.branch_sums(flow.free_RT & mix.base_R[:, None], mix.baseline_R)
+    compared_BK = np.where(mix.there_BK, compared_N[mix.child_BK], 0.0)
+    mean_B = np.bincount(flow.tree.parent[1:], weights=compared_N[1:], minlength=len(flow.tree))[node_B] / mix.passed_B
+    return rest_BK * (mix.taken_BK * value_BK - compared_BK) + strata_BK * (value_BK - mean_B[:, None])
 
 
 def _parts(

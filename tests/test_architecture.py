@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 FLOORS = [
     {"types"},
-    {"builtin", "seeds", "objectives", "inference"},
+    {"builtin", "seeds", "objectives", "inference", "sketch", "transfer"},
     {"tree", "questions", "contexts", "store"},
     {"success", "models"},
     {"alignment", "engines", "schedule", "totals"},

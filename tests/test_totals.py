@@ -6,7 +6,7 @@ import torch
 
 from gradalign.objectives import NodeSignals, parse_objective
 from gradalign.testbed import TabularModel
-from gradalign.totals import Design, Functionals, estimate_totals, passage, stratified_values
+from gradalign.totals import Design, Functionals, estimate_totals, ideal_coefficients, passage, stratified_values
 from gradalign.tree import build_tree
 
 REPETITIONS = 500
@@ -72,22 +72,49 @@ def estimate(tabular, teacher, rng, adaptive: bool, chance: float):
     functionals = Functionals(probs, lift, (probs * lift**2).sum(-1))
     inclusion, taken = (np.array(column) for column in zip(*chosen, strict=True))
     design = Design(inclusion.astype(float), taken.astype(bool), np.full(len(visited), 4.0))
-    totals = estimate_totals(flow, reward, probability, place, nodes, functionals, design)
-    return totals, stratified_values(flow, reward, probability)[0]
+    arguments = (flow, reward, probability, place, nodes, functionals, design)
+    return arguments, estimate_totals(*arguments), stratified_values(flow, reward, probability)[0]
 
 
 @pytest.mark.parametrize(("adaptive", "chance"), [(False, 0.2), (True, 0.2), (True, 1.0)])
 def test_sums_and_values_are_unbiased_and_their_standard_errors_honest(tabular, teacher, adaptive, chance):
     rng = np.random.default_rng(7)
     found = [estimate(tabular, teacher, rng, adaptive, chance) for _ in range(REPETITIONS)]
-    sums, errors = (np.stack([getattr(totals, name) for totals, _ in found]) for name in ("sum_M", "se_M"))
-    values = np.array([value for _, value in found])
+    sums, errors = (np.stack([getattr(totals, name) for _, totals, _ in found]) for name in ("sum_M", "se_M"))
+    values = np.array([value for _, _, value in found])
     exact = truth(tabular, teacher)
     for m in range(2):
         spread = sums[:, m].std() / np.sqrt(REPETITIONS)
         assert abs(sums[:, m].mean() - exact[m]) < 3.5 * spread
         assert 0.85 < np.sqrt((errors[:, m] ** 2).mean()) / sums[:, m].std() < 1.25
     assert abs(values.mean() - tabular.value(())) < 3.5 * values.std() / np.sqrt(REPETITIONS)
+
+
+def test_the_ideal_step_is_the_same_estimate_before_it_meets_a_direction(tabular, teacher):
+    """With a single functional the mixture is the same, so the product of step and direction is the estimated sum."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        (flow, reward, probability, place, nodes, functionals, design), _, _ = estimate(tabular, teacher, rng, True, 0.4)
+        one = Functionals(functionals.probs_NK, functionals.lift_MNK[:1], functionals.lift2_MN[:1])
+        total = estimate_totals(flow, reward, probability, place, nodes, one, design).sum_M[0]
+        c = ideal_coefficients(flow, reward, probability, place, nodes, one, design)
+        assert (c * one.lift_MNK[0]).sum() == pytest.approx(total, abs=1e-12)
+
+
+def test_the_ideal_step_is_unbiased_token_by_token(tabular, teacher):
+    """Sum of c (e - pi) over all nodes, against sum of visitation g by enumeration."""
+    rng = np.random.default_rng(5)
+    found = []
+    for _ in range(REPETITIONS):
+        arguments, _, _ = estimate(tabular, teacher, rng, False, 0.3)
+        c, probs = ideal_coefficients(*arguments), arguments[5].probs_NK
+        found.append((c - c.sum(1, keepdims=True) * probs).sum(0))
+    exact = np.zeros(4)
+    for prefix in tabular.prefixes:
+        pi, success = tabular.probabilities(prefix), tabular.success(prefix)
+        exact += tabular.visitation(prefix) * pi * (success - pi @ success)
+    mean, spread = np.mean(found, 0), np.std(found, 0) / np.sqrt(REPETITIONS)
+    assert (np.abs(mean - exact) < 3.5 * spread).all()
 
 
 def test_without_forced_rollouts_values_are_plain_means(tabular):

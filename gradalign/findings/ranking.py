@@ -11,7 +11,7 @@ import pandas as pd
 
 from gradalign.alignment import SCORES, ScoreSums, pooled_scores
 from gradalign.findings.standing import KEYS, LINEAR, Standing, standing_of
-from gradalign.inference import bootstrap_counts, compare_with_best, percentile_interval, t_interval
+from gradalign.inference import bootstrap_counts, compare_with_best, influence_interval, percentile_interval
 from gradalign.store import Run
 from gradalign.types import GradalignError
 
@@ -93,7 +93,7 @@ def paired_difference(
     difference = found.score[by][i] - found.score[by][j]
     if by in LINEAR:
         influence = found.standing.influence(by)
-        low, high = t_interval(np.array([difference]), influence[[i]] - influence[[j]])
+        low, high = influence_interval(np.array([difference]), influence[[i]] - influence[[j]])
         return float(difference), float(low[0]), float(high[0])
     low, high = percentile_interval(found.draws[by][:, i] - found.draws[by][:, j])
     return float(difference), float(low), float(high)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from gradalign.inference import t_interval
+from gradalign.inference import influence_interval, upper_bound
 
 LINEAR = ("drive", "gain", "teacher_advantage")
 KEYS = ["teacher", "objective"]
@@ -50,7 +50,7 @@ class Standing:
 
     def interval(self, by: str, tail: float = 0.025) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
         """Interval of each score over questions."""
-        return t_interval(self.score(by), self.influence(by), tail)
+        return influence_interval(self.score(by), self.influence(by), tail)
 
     def beaten(self, by: str, tail: float) -> Bool[np.ndarray, " M"]:
         """Which pairs are below the leading one, each at one-sided level `tail`."""
@@ -58,8 +58,7 @@ class Standing:
         if np.isnan(score).all() or len(self.questions) < 2:
             return np.zeros(len(score), dtype=bool)
         lead = int(np.nanargmax(score))
-        _, high = t_interval(score - score[lead], influence - influence[lead], tail)
-        return high < 0
+        return upper_bound(score - score[lead], influence - influence[lead], tail) < 0
 
     def _parts(self, by: str) -> tuple[np.ndarray, float, np.ndarray]:
         if by == "gain":

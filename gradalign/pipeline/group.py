@@ -15,7 +15,7 @@ from gradalign.pipeline.prompts import teacher_prompts
 from gradalign.pipeline.restore import Stored
 from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summarise
 from gradalign.pipeline.rows import QuestionResult, Rows, Scored, question_rows
-from gradalign.pipeline.scoring import gather, gather_evidence, score_full, score_visited, total_scores
+from gradalign.pipeline.scoring import gather, gather_evidence, ideal_step, score_full, score_visited, total_scores
 from gradalign.pipeline.survey import Survey, SurveyRequest, survey_nodes
 from gradalign.pipeline.targeted import Footing, Plan, Targeting, footing, plan, plan_branches, sample_targeted
 from gradalign.schedule import Reference
@@ -226,6 +226,7 @@ def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast:
     evidence = gather_evidence(gathered, survey, rows, config.min_visits)
     visits = found.ground.visits_N
     took = _taken(found, evidence.tokens_MK, rows, np.ones(len(result.rollouts)))
+    totals = total_scores(survey, gathered, chosen)
     result.scored = Scored(
         tree=tree,
         survey=survey,
@@ -233,7 +234,8 @@ def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast:
         evidence=evidence,
         full=score_full(survey, evidence),
         visited=score_visited(survey, evidence, _objectives(config), took),
-        totals=total_scores(survey, gathered, chosen),
+        totals=totals,
+        ideal_step_L=ideal_step(survey, totals, cast.student.model.language_model),
         visits_N=visits,
         weight_M=visits[rows] / chosen.inclusion_N[rows],
         token_texts={int(token): codec.text([int(token)]) for token in np.unique(evidence.tokens_MK) if token >= 0},

@@ -30,6 +30,7 @@ class Scored:
     full: SupportScores
     visited: SupportScores
     totals: TotalScores
+    ideal_step_L: np.ndarray | None
     visits_N: np.ndarray
     weight_M: np.ndarray
     token_texts: Mapping[int, str]
@@ -62,6 +63,7 @@ def question_rows(result: QuestionResult, config: RunConfig) -> Rows:
         "teachers": [] if scored is None else _teacher_rows(result, scored),
         "alignment": [] if scored is None else _alignment_rows(result, scored, config),
         "scores": [] if scored is None else _score_rows(result, scored, config),
+        "steps": [] if scored is None else _step_rows(result, scored, config),
         "skipped": [vars(skip) for skip in result.skips],
     }
 
@@ -255,6 +257,22 @@ def _score_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> li
                 "advantage_se": known(totals.advantage_se_C[c]),
             })  # fmt: skip
     return rows
+
+
+def _step_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> list[dict[str, Any]]:
+    """The ideal step of a question and those of its teachers and objectives; nothing where nodes were taken outright."""
+    if scored.ideal_step_L is None:
+        return []
+    exact = scored.survey.sketch.exact
+    steps = [(None, None, scored.ideal_step_L)]
+    for c, prompt in enumerate(result.prompts):
+        steps += [
+            (prompt.teacher.name, objective, scored.survey.step_COL[c, o]) for o, objective in enumerate(config.objectives)
+        ]
+    return [
+        {"question": result.question.id, "teacher": teacher, "objective": objective, "exact": exact, "step": step}
+        for teacher, objective, step in steps
+    ]
 
 
 def known(value: float) -> float | None:

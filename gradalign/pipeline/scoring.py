@@ -9,14 +9,16 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import logsumexp
 
 from gradalign.alignment import IdealDirection, NodeAlignment, align, estimate_ideal_direction
+from gradalign.models import Batches, LanguageModel
 from gradalign.objectives import NodeSignals, Objective
 from gradalign.pipeline.survey import Survey
 from gradalign.pipeline.targeted import Plan, TargetedRollout
 from gradalign.success import SuccessEstimates, branch_success, shrink
-from gradalign.totals import Functionals, Passage, estimate_totals, passage, stratified_values
+from gradalign.totals import Functionals, Passage, estimate_totals, ideal_coefficients, passage, stratified_values
 from gradalign.tree import PrefixTree, build_tree
 from gradalign.types import Rollout
 
+_CELLS = 1 << 24  # numbers of a (nodes, vocabulary) array held at once
 _LARGEST = 30.0  # nats; a ratio of probabilities beyond e^30 is taken for that
 
 
@@ -112,10 +114,11 @@ class TotalScores:
     advantage_C: Float[np.ndarray, " C"]
     advantage_se_C: Float[np.ndarray, " C"]
     value_N: Float[np.ndarray, " N"]
+    ideal_NK: Float[np.ndarray, "N K"] | None
 
 
 def total_scores(survey: Survey, gathered: Gathered, chosen: Plan) -> TotalScores:
-    """Sums of <g, d> and of the advantage; missing where nodes were taken outright, since those stand for no others."""
+    """Sums of <g, d> and of the advantage, and the coefficients of the ideal step; missing where nodes were taken outright."""
     shape = survey.lift_CONK.shape[:2]
     probability = np.full(len(gathered.flow.tree), np.nan)
     there = gathered.place_NK >= 0
@@ -123,13 +126,36 @@ def total_scores(survey: Survey, gathered: Gathered, chosen: Plan) -> TotalScore
     value_N = stratified_values(gathered.flow, gathered.reward_R, probability)[gathered.nodes_N]
     split = shape[0] * shape[1]
     total = se = np.full(split + shape[0], np.nan)
+    ideal_NK = None
     if not np.isnan(chosen.inclusion_N).any():
         functionals = _functionals(survey, gathered.present_NK)
-        totals = estimate_totals(
-            gathered.flow, gathered.reward_R, probability, gathered.place_NK, gathered.nodes_N, functionals, chosen.design
-        )
+        evidence = (gathered.flow, gathered.reward_R, probability, gathered.place_NK, gathered.nodes_N)
+        totals = estimate_totals(*evidence, functionals, chosen.design)
         total, se = totals.sum_M, totals.se_M
-    return TotalScores(total[:split].reshape(shape), se[:split].reshape(shape), total[split:], se[split:], value_N)
+        ideal_NK = ideal_coefficients(*evidence, functionals, chosen.design)
+    return TotalScores(total[:split].reshape(shape), se[:split].reshape(shape), total[split:], se[split:], value_N, ideal_NK)
+
+
+@torch.inference_mode()
+def ideal_step(survey: Survey, totals: TotalScores, student: LanguageModel) -> Float[np.ndarray, " L"] | None:
+    """sum_u visits_u g_u h_u^T, estimated from every rollout and sketched as the teachers' steps are."""
+    coefficients_NK = totals.ideal_NK
+    if coefficients_NK is None:
+        return None
+    size = max(1, _CELLS // student.vocabulary_size)
+    step = np.zeros(survey.sketch.length)
+
+    def work(start: int, stop: int) -> np.ndarray:
+        states = survey.student_states[start:stop].to(survey.device)
+        probs = student.logprobs(states).exp()
+        c = torch.from_numpy(coefficients_NK[start:stop]).to(probs)
+        kept = torch.from_numpy(survey.kept_NK[start:stop]).to(probs.device).clamp_min(0)
+        direction = (-c.sum(1, keepdim=True) * probs).scatter_add_(1, kept, c)
+        return survey.sketch.sum(direction, states).cpu().numpy()
+
+    for part in Batches(size, "the ideal step").over(len(survey.nodes), work):
+        step += part
+    return step
 
 
 def _functionals(survey: Survey, present_NK: np.ndarray) -> Functionals:

@@ -1,12 +1,13 @@
 """The full-vocabulary pass over a question's nodes: student, teachers and objectives together, in chunks of nodes.
 
 Each model's hidden states are computed once per prefix. Distributions and directions over the vocabulary live for one chunk
-of nodes only; what leaves it are numbers per node and values at a few kept tokens.
+of nodes only; what leaves it are numbers per node, values at a few kept tokens, and a sketch of each configuration's step in the output
+layer.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from gradalign.models import Batches, LanguageModel
 from gradalign.objectives import NodeSignals, Objective
+from gradalign.sketch import OuterSketch
 from gradalign.tree import PrefixTree
 
 DIVERGENCES = (
@@ -34,6 +36,8 @@ class Survey:
     The last `RANKINGS * ranked` columns of `kept_NK` are the rankings by |d|, |tau - pi| and pi, best first, each `ranked` long;
     the columns before them are the tokens that base rollouts took. `lift` is d_k - sum_j pi_j d_j of the expected direction, so that
     <g, d> is the mean over k ~ pi of lift_k S_k; `lift2` its mean square under pi, `ratio2` that of tau/pi - 1.
+
+    `step` is sum_u visits_u d_u h_u^T as `sketch` keeps it, with h the student's last hidden states (N, H), `student_states`.
     """
 
     nodes: Int[np.ndarray, " N"]
@@ -48,6 +52,10 @@ class Survey:
     ratio2_CN: Float[np.ndarray, "C N"]
     student_entropy_N: Float[np.ndarray, " N"]
     divergence_CND: Float[np.ndarray, "C N D"]
+    step_COL: Float[np.ndarray, "C O L"]
+    sketch: OuterSketch
+    student_states: Float[Tensor, "N H"]
+    device: torch.device
 
     @cached_property
     def student_probs_NK(self) -> Float[np.ndarray, "N K"]:
@@ -77,16 +85,41 @@ def survey_nodes(request: SurveyRequest, objectives: Sequence[Objective], ranked
     hidden = [_node_states(model, prompt, request, nodes) for model, prompt in (request.student, *request.teachers.values())]
     models = [model for model, _ in (request.student, *request.teachers.values())]
     children_NS, share_NS = _children(tree, nodes)
+    sketch = outer_sketch(models[0].vocabulary_size, hidden[0].shape[1])
+    visits_N = torch.from_numpy(tree.visits()[nodes] / len(request.sequences))
     arrays = 4 + len(models) + 2 * (len(models) - 1) * len(objectives)
     size = max(1, _CELLS // (models[0].vocabulary_size * arrays))
 
     def work(start: int, stop: int) -> dict[str, np.ndarray]:
         logprobs = [model.logprobs(states[start:stop]) for model, states in zip(models, hidden, strict=True)]
-        return _survey_chunk(logprobs, children_NS[start:stop], share_NS[start:stop], objectives, ranked)
+        stepping = Stepping(sketch, hidden[0][start:stop], visits_N[start:stop])
+        return _survey_chunk(logprobs, children_NS[start:stop], share_NS[start:stop], objectives, ranked, stepping)
 
     chunks = list(Batches(size, "the pass over the vocabulary").over(len(nodes), work))
     joined = {name: np.concatenate([chunk[name] for chunk in chunks], axis=_NODE_AXIS.get(name, 0)) for name in chunks[0]}
-    return Survey(nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), **joined)
+    joined["step_COL"] = np.sum([chunk["step_COL"] for chunk in chunks], axis=0)
+    ranked = min(ranked, models[0].vocabulary_size)
+    return Survey(nodes=nodes, ranked=ranked, sketch=sketch, student_states=hidden[0].cpu(), device=hidden[0].device, **joined)
+
+
+@cache
+def outer_sketch(vocabulary: int, width: int) -> OuterSketch:
+    """The sketch of a student's output layer: the same in every run, so that steps of several runs can be compared."""
+    return OuterSketch(vocabulary, width)
+
+
+@dataclass(frozen=True, eq=False)
+class Stepping:
+    """The student's hidden states at a chunk of nodes, their visits per rollout, and what keeps steps short."""
+
+    sketch: OuterSketch
+    states_NH: Float[Tensor, "N H"]
+    visits_N: Float[Tensor, " N"]
+
+    def step(self, direction_NV: Float[Tensor, "N V"]) -> Float[Tensor, " L"]:
+        """sum_u visits_u d_u h_u^T, sketched."""
+        weight = self.visits_N.to(direction_NV)
+        return self.sketch.sum(direction_NV * weight[:, None], self.states_NH.to(direction_NV.device))
 
 
 _LARGE = ("direction_CONK", "lift_CONK")  # kept in single precision: they hold most of the memory
@@ -125,7 +158,12 @@ def _children(tree: PrefixTree, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @torch.inference_mode()
 def _survey_chunk(
-    logprobs: Sequence[Tensor], children_NS: np.ndarray, share_NS: np.ndarray, objectives: Sequence[Objective], ranked: int
+    logprobs: Sequence[Tensor],
+    children_NS: np.ndarray,
+    share_NS: np.ndarray,
+    objectives: Sequence[Objective],
+    ranked: int,
+    stepping: Stepping,
 ) -> dict[str, np.ndarray]:
     student, teachers = logprobs[0], logprobs[1:]
     pi = student.exp()
@@ -153,6 +191,7 @@ def _survey_chunk(
         ),
         "student_entropy_N": -(pi * student).sum(-1),
         "divergence_CND": torch.stack([_divergences(student, tau) for tau in teachers]),
+        "step_COL": torch.stack([torch.stack([stepping.step(d) for d in row]) for row in directions]),
     }
     return {name: _numpy(value, torch.float32 if name in _LARGE else torch.float64) for name, value in values.items()}
 

@@ -173,6 +173,18 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ),
         Column("advantage_se", _REAL, "success", "its standard error for this question"),
     ),
+    "steps": (
+        _QUESTION,
+        Column("teacher", _TEXT, "", "teacher as the user wrote it; missing for the ideal step"),
+        Column("objective", _TEXT, "", "objective as the user wrote it; missing for the ideal step"),
+        Column("exact", _FLAG, "", "`step` is the (vocabulary, width) matrix itself, not a sketch of it"),
+        Column(
+            "step",
+            _REALS,
+            "",
+            "sum over on-policy nodes of d h^T in the output layer, sketched: inner products of steps are those of the matrices",
+        ),
+    ),
     "skipped": (
         _QUESTION,
         Column("teacher", _TEXT, "", "the teacher left out for this question; missing where the question was left out whole"),

@@ -1,0 +1,109 @@
+"""Transfer between questions: sketches of outer products, the streamed form, intervals over pairs of questions."""
+
+import numpy as np
+import pytest
+import torch
+
+from gradalign.inference import influence_interval
+from gradalign.sketch import OuterSketch, sketch_error
+from gradalign.transfer import pair_influence, streamed_drive, transfer
+
+
+def nodes(seed: int, count: int, vocabulary: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(count, size, generator=rng, dtype=torch.float64) for size in (vocabulary, width))
+
+
+def test_small_sums_of_outer_products_are_kept_as_they_are():
+    left, right = nodes(0, 9, 5, 4)
+    sketch = OuterSketch(5, 4)
+    assert sketch.exact
+    explicit = sum(torch.outer(d, h) for d, h in zip(left, right, strict=True))
+    torch.testing.assert_close(sketch.sum(left, right), explicit.reshape(-1), rtol=0, atol=1e-12)
+
+
+def test_both_ways_to_a_sketch_give_the_same_numbers(monkeypatch):
+    left, right = nodes(1, 600, 37, 11)
+    short = OuterSketch(37, 11, size=64, seed=3)
+    assert not short.exact
+    whole = short.sum(left, right)
+    monkeypatch.setattr("gradalign.sketch._WORTH_A_MATRIX", 0)
+    torch.testing.assert_close(short.sum(left, right), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_sketches_keep_inner_products_within_their_stated_error():
+    one, other = nodes(2, 6, 30, 20), nodes(3, 6, 30, 20)
+    a, b = (left.T @ right for left, right in (one, other))
+    inner = float((a * b).sum())
+    found = []
+    for seed in range(400):
+        sketch = OuterSketch(30, 20, size=128, seed=seed)
+        found.append(float(sketch.sum(*one) @ sketch.sum(*other)))
+    error = sketch_error(float((a**2).sum()), float((b**2).sum()), inner, 128)
+    assert abs(np.mean(found) - inner) < 3.5 * np.std(found) / 20
+    assert 0.6 * error < np.std(found) < 1.15 * error
+
+
+def simulated(
+    rng: np.random.Generator, questions: int, common: float = 0.5, noise: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and ideal steps with a common part, a part of each question's own that does not transfer, and skewed sizes."""
+    size = rng.gamma(4, 1 / 4, (questions, 1))
+    own = rng.standard_normal((questions, 12))
+    step = size * (common * np.eye(12)[0] + own + noise * rng.standard_normal((questions, 12)))
+    ideal = size * (0.4 * np.eye(12)[0] + own + 2 * noise * rng.standard_normal((questions, 12)))
+    return step, ideal
+
+
+def test_the_streamed_form_is_the_mean_over_pairs():
+    step, ideal = simulated(np.random.default_rng(0), 17)
+    pairs = [step[q] @ ideal[p] for q in range(17) for p in range(17) if p != q]
+    found = transfer((step @ ideal.T)[None], (step**2).sum(1)[None])
+    assert streamed_drive(step, ideal) == pytest.approx(np.mean(pairs), abs=1e-10)
+    assert found.drive_M[0] == pytest.approx(np.mean(pairs), abs=1e-10)
+    assert found.unit_M[0] == pytest.approx(np.mean(pairs) / np.sqrt((step**2).sum(1).mean()), abs=1e-10)
+
+
+def test_the_unit_kernel_is_the_slope_of_the_score():
+    """Leaving a question out moves both scores, to first order, by what its pairs add."""
+    step, ideal = simulated(np.random.default_rng(1), 300)
+    cross, norm2 = step @ ideal.T, (step**2).sum(1)
+    weight = np.random.default_rng(2).random((1, 300))
+    whole = transfer(cross[None], norm2[None], weight)
+    for q in range(3):
+        keep = np.delete(np.arange(300), q)
+        part = transfer(cross[np.ix_(keep, keep)][None], norm2[keep][None], weight[:, keep])
+        for score, left, pairs in ((whole.drive_M, part.drive_M, whole.drive_MQQ), (whole.unit_M, part.unit_M, whole.unit_MQQ)):
+            effect = pairs[0, q].sum() / 299 - pairs[0].sum() / (300 * 299)
+            assert score[0] - left[0] == pytest.approx(2 * effect / 298, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("common", "noise", "most"), [(2.0, 0.5, 0.97), (0.5, 0.5, 0.98), (0.5, 3.0, 0.995), (0.0, 1.0, 0.995)]
+)
+def test_intervals_of_transfer_cover(common, noise, most):
+    """Where questions have much in common 93 to 97%; where pairs are peculiar, or nothing is transferred, more: never much less."""
+    rng = np.random.default_rng(4)
+    hits = np.zeros(3)
+    whole, _ = simulated(rng, 400_000, common, noise)
+    unit = 0.4 * common / np.sqrt((whole**2).sum(1).mean())
+    for _ in range(1000):
+        step, ideal = simulated(rng, 50, common, noise)
+        other = step + rng.standard_normal(step.shape) - 0.2 * np.eye(12)[0]
+        found = transfer(np.stack([step @ ideal.T, other @ ideal.T]), np.stack([(step**2).sum(1), (other**2).sum(1)]))
+        drive, units = pair_influence(found.drive_MQQ), pair_influence(found.unit_MQQ)
+        difference = pair_influence(found.drive_MQQ[:1] - found.drive_MQQ[1:])
+        for i, (score, influence, truth) in enumerate((
+            (found.drive_M[:1], drive[:1], 0.4 * common),
+            (found.unit_M[:1], units[:1], unit),
+            (found.drive_M[:1] - found.drive_M[1:], difference, 0.08),
+        )):  # fmt: skip
+            low, high = influence_interval(score, influence)
+            hits[i] += low[0] <= truth <= high[0]
+    assert (hits / 1000 >= 0.93).all(), hits
+    assert (hits / 1000 <= most).all(), hits
+
+
+def test_two_questions_have_no_transfer():
+    found = transfer(np.ones((1, 2, 2)), np.ones((1, 2)))
+    assert np.isnan(found.drive_M).all()
