@@ -41,14 +41,14 @@ def compare_with_best(
 ) -> BestOf:
     """Compare alternatives scored on the same questions, with paired differences.
 
-    `influence_MQ` is each question's influence on each score, `draws_BM` the scores on shared resamples of questions; intervals
-    come from the influences where there are any, else from the draws.
+    `influence_MQ` is each question's influence on each difference to the best, `draws_BM` the scores on shared resamples of questions;
+    intervals come from the influences where there are any, else from the draws.
     """
     best = int(np.nanargmax(score_M))
     if influence_MQ is None:
         low, high = percentile_interval(draws_BM - draws_BM[:, [best]])
     else:
-        low, high = influence_interval(score_M - score_M[best], influence_MQ - influence_MQ[best])
+        low, high = influence_interval(score_M - score_M[best], influence_MQ)
     filled = np.where(np.isnan(draws_BM), -np.inf, draws_BM)
     winners = filled == filled.max(axis=1, keepdims=True)
     defined = np.isfinite(draws_BM).any(axis=1)

@@ -52,7 +52,7 @@ def question_file(tmp_path: Path, **record) -> str:
 def test_score_then_rank_then_go_on(gradalign, tmp_path):
     code, out, _ = gradalign("score", *TINY, "--out", "r")
     assert code == 0
-    assert "Ranking by drive over 4 questions" in out
+    assert "Ranking by transfer_drive over 4 questions" in out
     assert "ctx:reference" in out
     before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*.parquet"))
     assert gradalign("score", *TINY, "--out", "r")[0] == 0

@@ -28,6 +28,17 @@ def test_the_leak_raises_the_teacher_and_not_the_drive(demo):
     assert leak.drive_high < 0.1 * sound.drive_low
 
 
+def test_the_leak_is_warned_of_and_a_correct_demonstration_is_not(demo):
+    ranking = gradalign.rank(demo)
+    assert ranking.by == "transfer_drive"
+    for objective in ("reverse_kl", "forward_kl"):
+        assert any(warning.startswith(f"ctx:answer with {objective}:") for warning in ranking.warnings)
+    assert all(warning.startswith("ctx:answer") for warning in ranking.warnings)
+    frame = ranking.frame.set_index(["teacher", "objective"])
+    assert frame.loc[("ctx:answer", "forward_kl")].transfer_drive_high < 0
+    assert frame.index[0] == ("ctx:correct_demo", "reverse_kl")
+
+
 def test_rows_are_consistent(demo):
     nodes, alignment = demo.nodes, demo.alignment
     scored = nodes[nodes.scored]

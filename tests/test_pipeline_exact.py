@@ -86,6 +86,41 @@ def test_drive_equals_its_exact_expectation(run, tabular):
             assert abs(row.drive - total / visits) < 4 * spread + 1e-12, (spec, name)
 
 
+def test_stored_steps_are_unbiased(run, tabular):
+    """D and G of every question against visitation times d h^T and g h^T, by enumeration, entry by entry; h are the logits here."""
+    steps = run.steps
+    assert steps.exact.all()
+    exact = {key: np.zeros((4, 4)) for key in (("ideal", ""), ("model:better", "reverse_kl"), ("model:better", "forward_kl"))}
+    teacher = tabular.tilted(TEACHERS["model:better"], "t")
+    for prefix, row in tabular.prefixes.items():
+        pi, tau = (torch.tensor(m.probabilities(prefix))[None].log() for m in (tabular, teacher))
+        h, visits = tabular.logits_NV[row].numpy(), tabular.visitation(prefix)
+        g = ideal_direction(pi, torch.tensor(tabular.success(prefix))[None])
+        exact["ideal", ""] += visits * np.outer(g[0].numpy(), h)
+        for name in ("reverse_kl", "forward_kl"):
+            exact["model:better", name] += visits * np.outer(
+                parse_objective(name).direction(NodeSignals(pi, tau))[0].numpy(), h
+            )
+    named = steps.fillna({"teacher": "ideal", "objective": ""})
+    for (teacher_name, objective), truth in exact.items():
+        mine = named[(named.teacher == teacher_name) & (named.objective == objective)]
+        found = np.stack(mine.step.to_list()).reshape(-1, 4, 4)
+        assert len(found) == 150
+        spread = found.std(0) / np.sqrt(150)
+        assert (np.abs(found.mean(0) - truth) < 4.5 * spread + 1e-6).all()
+
+
+def test_transfer_is_what_a_step_does_to_all(run):
+    """All questions are alike here, so a helpful teacher's steps help the others as much as their own."""
+    frame = rank(run).frame.set_index(["teacher", "objective"])
+    assert rank(run).by == "transfer_drive"
+    assert frame.loc[("model:better", "reverse_kl")].transfer_drive_low > 0
+    assert frame.loc[("model:worse", "reverse_kl")].transfer_drive_high < 0
+    assert abs(frame.loc[("model:same", "reverse_kl")].transfer_drive) < 1e-12
+    assert (frame.transfer_drive_sketch == 0).all()
+    assert not rank(run).warnings
+
+
 def test_better_ranks_first_and_the_harmful_teacher_is_negative(run):
     ranking = rank(run)
     frame = ranking.frame.set_index(["teacher", "objective"])

@@ -1,11 +1,15 @@
 """Transfer between questions: sketches of outer products, the streamed form, intervals over pairs of questions."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from gradalign.inference import influence_interval
+from gradalign.objectives import NodeSignals, ideal_direction, parse_objective
 from gradalign.sketch import OuterSketch, sketch_error
+from gradalign.testbed import TabularModel
 from gradalign.transfer import pair_influence, streamed_drive, transfer
 
 
@@ -42,6 +46,40 @@ def test_sketches_keep_inner_products_within_their_stated_error():
     error = sketch_error(float((a**2).sum()), float((b**2).sum()), inner, 128)
     assert abs(np.mean(found) - inner) < 3.5 * np.std(found) / 20
     assert 0.6 * error < np.std(found) < 1.15 * error
+
+
+def question(rng: np.random.Generator, head: np.ndarray) -> TabularModel:
+    """All sequences of three tokens out of five, with hidden states of their own under a shared output layer."""
+    states = {p: rng.standard_normal(head.shape[1]) for t in range(3) for p in itertools.product(range(5), repeat=t)}
+    rewards = {p: float(rng.random() < 0.4) for p in itertools.product(range(5), repeat=3)}
+    return TabularModel.with_head(states, head, rewards, 3)
+
+
+def exact_steps(model: TabularModel, teacher: TabularModel) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over all nodes of visitation times d h^T of reverse_kl, and of g h^T."""
+    step, ideal = np.zeros((2, *model.head_VH.shape))
+    for prefix, row in model.prefixes.items():
+        pi, tau = (torch.tensor(m.probabilities(prefix))[None].log() for m in (model, teacher))
+        d = parse_objective("reverse_kl").direction(NodeSignals(pi, tau))[0].numpy()
+        g = ideal_direction(pi, torch.tensor(model.success(prefix))[None])[0].numpy()
+        h = model.states_NH[row].numpy()
+        step += model.visitation(prefix) * np.outer(d, h)
+        ideal += model.visitation(prefix) * np.outer(g, h)
+    return step, ideal
+
+
+def test_a_small_step_of_the_output_layer_on_one_question_moves_another_as_transfer_says():
+    rng = np.random.default_rng(0)
+    head = rng.standard_normal((5, 4))
+    for _ in range(5):
+        taught, other = question(rng, head), question(rng, head)
+        step, _ = exact_steps(taught, taught.tilted(2.0, "teacher"))
+        _, ideal = exact_steps(other, other)
+        predicted = float((step * ideal).sum())
+        eta = 1e-4
+        states = {p: other.states_NH[row].numpy() for p, row in other.prefixes.items()}
+        moved = TabularModel.with_head(states, head + eta * step, other.rewards, 3)
+        assert (moved.value(()) - other.value(())) / eta == pytest.approx(predicted, rel=0.01)
 
 
 def simulated(

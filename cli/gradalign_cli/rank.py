@@ -9,8 +9,13 @@ import typer
 def rank(
     run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
     by: Annotated[
-        str, typer.Option(help="drive, gain, pooled_cosine, weighted_cosine, mean_cosine or teacher_advantage.")
-    ] = "drive",
+        str | None,
+        typer.Option(
+            help="transfer_drive (the default), transfer, drive, gain, pooled_cosine, weighted_cosine, mean_cosine or "
+            "teacher_advantage.",
+            show_default=False,
+        ),
+    ] = None,
     support: Annotated[str, typer.Option(help="Support of the cosines: visited or full.")] = "visited",
     draws: Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gradalign.pipeline import Forecast
 
 _HEADS = {
+    "transfer_drive": "transfer drive ·10³",
+    "transfer": "transfer",
     "drive": "drive ·10³",
     "gain": "gain",
     "pooled_cosine": "pooled cos",
@@ -25,7 +27,7 @@ _HEADS = {
     "mean_cosine": "mean cos",
     "teacher_advantage": "advantage ·10³",
 }
-_SCALE = {"drive": 1e3, "teacher_advantage": 1e3}
+_SCALE = {"transfer_drive": 1e3, "drive": 1e3, "teacher_advantage": 1e3}
 _WIDTH_FOR_ALL = 150
 
 
@@ -61,6 +63,8 @@ def print_ranking(ranking: Ranking) -> None:
         output.print("'=' marks what cannot be told from the best (95% interval of the paired difference).")
     if ranking.left_out:
         output.print(f"{ranking.left_out} questions are left out: not every teacher could be scored on them.")
+    for warning in ranking.warnings:
+        output.print(f"[yellow]! {safe(warning)}[/]")
     for note in ranking.notes:
         output.print(f"[dim]· {safe(note)}[/]")
     if not others:

@@ -11,14 +11,19 @@ import pandas as pd
 
 from gradalign.alignment import SCORES, ScoreSums, pooled_scores
 from gradalign.findings.standing import KEYS, LINEAR, Standing, standing_of
+from gradalign.findings.steps import steps_of
 from gradalign.inference import bootstrap_counts, compare_with_best, influence_interval, percentile_interval
 from gradalign.store import Run
+from gradalign.transfer import Transfer, pair_influence
 from gradalign.types import GradalignError
 
 CAVEAT = (
-    "Scores are first-order and local to the logits of each node: evidence about a training run, not a proof. "
-    "They cannot see guidance that does not transfer, such as a leaked answer."
+    "Scores are first-order: evidence about a training run, not a proof. transfer_drive and transfer ask what a step on some questions "
+    "does to others, in the output layer; all other scores are local to each node and cannot see guidance that does not transfer."
 )
+TRANSFER = ("transfer_drive", "transfer")
+RANKABLE = (*TRANSFER, *SCORES)
+_LEAST_FOR_TRANSFER = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +31,10 @@ class Ranking:
     """The ranking as a frame, one row a teacher and objective, best first, and what it rests on.
 
     Columns: teacher, objective; each score with `_low` and `_high` (95% interval over questions); of drive and gain also `_noise`,
-    the standard error for these very questions, which more rollouts can remove where more questions cannot; `difference` to the best
-    by the ordering score, paired over questions, with its interval; `p_best`, the share of resamples in which it is best;
-    `tied`, not told from the best.
+    the standard error for these very questions, which more rollouts can remove where more questions cannot; `transfer_drive_sketch`, the
+    standard error that sketching the steps adds; `difference` to the best by the ordering score, paired over questions, with its
+    interval; `p_best`, the share of resamples in which it is best; `tied`, not told from the best. `warnings` say where local
+    scores and transfer disagree.
     """
 
     frame: pd.DataFrame
@@ -36,33 +42,35 @@ class Ranking:
     questions: int
     left_out: int
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
-def rank(run: Run, by: str = "drive", support: str = "visited", draws: int = 2000, seed: int = 0) -> Ranking:
+def rank(run: Run, by: str | None = None, support: str = "visited", draws: int = 2000, seed: int = 0) -> Ranking:
     """Rank every teacher and objective of a run by a pooled score, on the questions that all its teachers share.
 
-    `support` is that of the cosines (`visited` or `full`); gain, drive and the advantage always speak of the whole vocabulary. Their
-    intervals are t intervals from each question's influence, those of the cosines percentile intervals of a bootstrap over whole
-    questions.
+    By default by `transfer_drive`, or by `drive` where fewer than four questions are shared. `support` is that of the cosines (`visited` or
+    `full`); the other scores always speak of the whole vocabulary. Their intervals come from each question's influence, those of the
+    cosines are percentile intervals of a bootstrap over whole questions.
     """
-    if by not in SCORES:
-        raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(SCORES)}")
+    if by is not None and by not in RANKABLE:
+        raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(RANKABLE)}")
     if support not in ("visited", "full"):
         raise GradalignError(f"no support {support!r}; choose visited or full")
     if run.identity.get("node_selection") == "top":
         raise GradalignError("this run took the top nodes, for looking; score again with --node-selection pps to rank")
     found = _scored(run, support, draws, seed)
+    by = by or ("drive" if np.isnan(found.score["transfer_drive"]).all() else "transfer_drive")
     frame = pd.DataFrame(found.keys, columns=KEYS)
-    for name in SCORES:
+    for name in RANKABLE:
         frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = found.score[name], found.low[name], found.high[name]
     for name in ("drive", "gain"):
         frame[f"{name}_noise"] = found.standing.noise(name)
+    frame["transfer_drive_sketch"] = found.sketch_error
     if np.isnan(found.score[by]).all():
-        raise GradalignError(
-            f"no teacher has a {by} in this run: no node is informative; score more questions or a larger --budget"
-        )
-    influence = found.standing.influence(by) if by in LINEAR else None
-    compared = compare_with_best(found.score[by], influence, found.draws[by])
+        reason = "fewer than four questions are shared" if by in TRANSFER else "no node is informative"
+        raise GradalignError(f"no teacher has a {by} in this run: {reason}; score more questions or a larger --budget")
+    best = int(np.nanargmax(found.score[by]))
+    compared = compare_with_best(found.score[by], found.influence(by, best), found.draws[by])
     frame["difference"], frame["difference_low"], frame["difference_high"] = (
         compared.difference_M,
         compared.low_M,
@@ -72,7 +80,8 @@ def rank(run: Run, by: str = "drive", support: str = "visited", draws: int = 200
     shared = len(found.standing.questions)
     frame = frame.sort_values(by, ascending=False, kind="stable", ignore_index=True)
     notes = (*found.notes, *outcome_notes(run))
-    return Ranking(frame, by, shared, run.frame("questions", ["question"]).shape[0] - shared, notes)
+    left_out = run.frame("questions", ["question"]).shape[0] - shared
+    return Ranking(frame, by, shared, left_out, notes, tuple(disagreements(frame)))
 
 
 def paired_difference(
@@ -91,9 +100,9 @@ def paired_difference(
             raise GradalignError(f"the run has no teacher and objective {key}; it has {', '.join(map(str, found.keys))}")
     i, j = found.keys.index(one), found.keys.index(other)
     difference = found.score[by][i] - found.score[by][j]
-    if by in LINEAR:
-        influence = found.standing.influence(by)
-        low, high = influence_interval(np.array([difference]), influence[[i]] - influence[[j]])
+    influence = found.influence(by, j)
+    if influence is not None:
+        low, high = influence_interval(np.array([difference]), influence[[i]])
         return float(difference), float(low[0]), float(high[0])
     low, high = percentile_interval(found.draws[by][:, i] - found.draws[by][:, j])
     return float(difference), float(low), float(high)
@@ -110,6 +119,20 @@ class _Scored:
     high: dict[str, np.ndarray]
     draws: dict[str, np.ndarray]
     notes: list[str]
+    transfer: Transfer | None
+    sketch_error: np.ndarray | float
+
+    def influence(self, by: str, other: int | None = None) -> np.ndarray | None:
+        """Each question's influence on every score, less that of pair `other` if given: (M, Q); None where only resamples tell."""
+        if by in LINEAR:
+            influence = self.standing.influence(by)
+            return influence if other is None else influence - influence[other]
+        if by not in TRANSFER:
+            return None
+        if self.transfer is None:
+            return np.full(self.standing.dot_MQ.shape, np.nan)
+        pairs = self.transfer.drive_MQQ if by == "transfer_drive" else self.transfer.unit_MQQ
+        return pair_influence(pairs if other is None else pairs - pairs[other])
 
 
 def _scored(run: Run, support: str, draws: int, seed: int) -> _Scored:
@@ -128,12 +151,37 @@ def _scored(run: Run, support: str, draws: int, seed: int) -> _Scored:
     )
     if questions == 1:  # one question says nothing of how questions differ
         drawn = {name: np.full_like(values, np.nan) for name, values in drawn.items()}
-    low, high = {}, {}
-    for name in SCORES:
-        low[name], high[name] = standing.interval(name) if name in LINEAR else percentile_interval(drawn[name])
     present = {teacher for teacher, _ in standing.keys}
     notes = [_absent(teacher, run) for teacher in teachers if teacher not in present]
-    return _Scored(list(standing.keys), standing, score, low, high, drawn, notes)
+    steps = steps_of(run, standing.keys, standing.questions) if questions >= _LEAST_FOR_TRANSFER else None
+    moved = None if steps is None else steps.transfer()
+    nothing = np.full(len(standing.keys), np.nan)
+    error = nothing if steps is None else steps.sketch_error()
+    found = _Scored(list(standing.keys), standing, score, {}, {}, drawn, notes, moved, error)
+    score["transfer_drive"], score["transfer"] = (nothing, nothing) if moved is None else (moved.drive_M, moved.unit_M)
+    for name in RANKABLE:
+        influence = found.influence(name)
+        if influence is None:
+            found.low[name], found.high[name] = percentile_interval(drawn[name])
+            continue
+        found.low[name], found.high[name] = influence_interval(score[name], influence)
+        if name in TRANSFER:  # a mean over pairs, resampled by its influences
+            drawn[name] = score[name] + counts @ influence.T
+    return found
+
+
+def disagreements(frame: pd.DataFrame) -> list[str]:
+    """Where what a teacher does to the very questions it teaches and what a step does to others point apart, in plain words."""
+    found = []
+    for row in frame.to_dict("records"):
+        if not (row["teacher_advantage_low"] > 0 or row["drive_low"] > 0) or not row["transfer_drive"] <= 0:
+            continue
+        effect = "would lower other questions" if row["transfer_drive_high"] < 0 else "shows no sign of helping other questions"
+        found.append(
+            f"{row['teacher']} with {row['objective']}: on the questions it teaches this teacher does better than the student, "
+            f"yet a step on it {effect}. It may know what the student cannot, such as a leaked answer."
+        )
+    return found
 
 
 def _scored_rows(run: Run, support: str) -> pd.DataFrame:

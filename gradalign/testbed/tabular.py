@@ -22,7 +22,8 @@ Prefix = tuple[int, ...]
 class TabularModel:
     """Logits (V,) for every prefix of up to `length - 1` tokens, and a reward in [0, 1] for every whole sequence.
 
-    The prompt is one token and means nothing; `name`, `vocabulary_size` and `context_window` are those of the protocol.
+    The prompt is one token and means nothing; `name`, `vocabulary_size` and `context_window` are those of the protocol. The hidden states
+    are the logits themselves, under an output layer that is the identity, unless the model is made `with_head`.
     """
 
     def __init__(self, logits: dict[Prefix, np.ndarray], rewards: dict[Prefix, float], length: int, name: str = "tabular"):
@@ -31,6 +32,8 @@ class TabularModel:
         self.rewards = rewards
         self.prefixes = {prefix: row for row, prefix in enumerate(logits)}
         self.logits_NV = torch.tensor(np.stack(list(logits.values())), dtype=torch.float64)
+        self.states_NH = self.logits_NV
+        self.head_VH = torch.eye(self.logits_NV.shape[1], dtype=torch.float64)
         self.vocabulary_size = self.logits_NV.shape[1]
         self.context_window = length + 1
 
@@ -45,6 +48,16 @@ class TabularModel:
         }
         rewards = {sequence: float(rng.random() < 0.4) for sequence in itertools.product(range(vocabulary), repeat=length)}
         return cls(logits, rewards, length)
+
+    @classmethod
+    def with_head(
+        cls, states: dict[Prefix, np.ndarray], head_VH: Float[np.ndarray, "V H"], rewards: dict[Prefix, float], length: int
+    ) -> "TabularModel":
+        """Hidden states (H,) for every prefix under an output layer that several models may share: logits are their products."""
+        model = cls({prefix: head_VH @ state for prefix, state in states.items()}, rewards, length)
+        model.states_NH = torch.tensor(np.stack(list(states.values())), dtype=torch.float64)
+        model.head_VH = torch.tensor(head_VH, dtype=torch.float64)
+        return model
 
     def tilted(self, amount: float, name: str) -> "TabularModel":
         """The teacher tau ∝ pi exp(amount · S): better than this model where `amount` is positive, worse where negative."""
@@ -71,12 +84,12 @@ class TabularModel:
         return float(np.prod(steps))
 
     def hidden_states(self, prompt: Sequence[int], continuations: Sequence[np.ndarray]) -> list[Float[Tensor, "T H"]]:
-        """The rows of the table at the prefixes of each continuation."""
+        """The hidden states at the prefixes of each continuation."""
         rows = [[self.prefixes[tuple(tokens[:depth].tolist())] for depth in range(len(tokens))] for tokens in continuations]
-        return [self.logits_NV[torch.tensor(row)] for row in rows]
+        return [self.states_NH[torch.tensor(row)] for row in rows]
 
     def logprobs(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
-        return torch.log_softmax(hidden_NH, dim=-1)
+        return torch.log_softmax(hidden_NH @ self.head_VH.T, dim=-1)
 
     def complete(self, requests: Sequence[CompletionRequest]) -> Iterator[Completion]:
         """Sample completions, one depth at a time for all requests together (the Engine's protocol)."""
@@ -87,7 +100,7 @@ class TabularModel:
             live = [n for n, row in enumerate(rows) if len(sequences[n]) < self.length and step < row[4]]
             if not live:
                 break
-            states = self.logprobs(self.logits_NV[torch.tensor([self.prefixes[tuple(sequences[n])] for n in live])])
+            states = self.logprobs(self.states_NH[torch.tensor([self.prefixes[tuple(sequences[n])] for n in live])])
             seeds = np.array([rows[n][3] for n in live], dtype=np.uint64)
             tokens = sample_tokens(states, torch.from_numpy(uniforms(seeds, np.full(len(live), step, dtype=np.uint64))))
             for n, token, state in zip(live, tokens.tolist(), states, strict=True):
