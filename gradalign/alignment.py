@@ -48,13 +48,13 @@ def estimate_ideal_direction(
     value = _ratio((pi * mean).sum(1), pi.sum(1))
     g = pi * (mean - value[:, None])
     norm2 = (g**2).sum(1)
-    influence_NKK = _influence(pi)
+    influence_NKK = influence(pi)
     noise = np.where(tried_NK, success.variance, 0.0)
     corrected = norm2 - np.einsum("nkk,nk->n", influence_NKK, noise)
     return IdealDirection(g, norm2, corrected, _distinguishable(norm2, influence_NKK, success, tried_NK), value)
 
 
-def _influence(pi: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K K"]:
+def influence(pi: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K K"]:
     """A^T A for g = A S, A_jk = pi_j (delta_jk - pi_k / pi_K): E|g|^2 grows by the trace of A^T A diag(Var S)."""
     share = _ratio(pi, pi.sum(1, keepdims=True))
     a_NJK = pi[:, :, None] * (np.eye(pi.shape[1]) - share[:, None, :])

@@ -3,13 +3,15 @@
 Sign: every direction is the way the logits *move* (descent of a loss, ascent of success), so a positive inner product
 with the ideal direction means that the teacher pushes the student toward success.
 
-For every distillation objective here the direction at a node is d_j = -dL/dz_j = pi_j (f_j - sum_k pi_k f_k), with z the
-student's logits; an objective is its f.
+For every objective here the direction at a node is d_j = -dL/dz_j = pi_j (f_j - sum_k pi_k f_k), with z the student's logits; an
+objective is its f. Losses of whole sequences have one too: per unit of student visitation, with what happens after the node taken in as
+an expectation over rollouts (`NodeSignals`).
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,14 +29,45 @@ class NodeSignals:
     `student_logprobs` log pi and `teacher_logprobs` log tau in nats, under the same temperature. `sample_frequency` is the
     share of the rollouts through the node that took each token (rows sum to 1). A token outside a support has log-probability
     -inf on both sides and direction 0.
+
+    What an objective may want to know of the rollouts from the node on, for each token: `success`, the expected reward; `future_return`,
+    F of `minillm`; `sample_advantage`, the mean over the group's rollouts through the node of advantage x (took the token);
+    `student_pair_weight` and `teacher_pair_weight`, W- and W+ of `pbsd`, with `log_prefix_ratio` (N,) = log tau(prefix) - log pi(prefix).
     """
 
     student_logprobs: NV
     teacher_logprobs: NV
     sample_frequency: NV | None = None
+    success: NV | None = None
+    future_return: NV | None = None
+    sample_advantage: NV | None = None
+    student_pair_weight: NV | None = None
+    teacher_pair_weight: NV | None = None
+    log_prefix_ratio: Float[Tensor, " N"] | None = None
+
+    def wanted(self, name: str, objective: str) -> Tensor:
+        """The signal of that name, or an error that says who wants it."""
+        value = getattr(self, name)
+        if value is None:
+            raise GradalignError(f"objective {objective!r} needs the signal {name!r}")
+        return value
 
 
 Signal = Callable[[NodeSignals], NV]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The part of a signal that only rollouts tell: `scale` times the expected reward or the expected later log-ratios after a token.
+
+    Where it is `sampled`, the direction at a node is that of the group's own rollouts, and only its expectation is told by this.
+    """
+
+    kind: Literal["success", "future_return"]
+    scale: float = 1.0
+    sampled: bool = False
+    gamma: float = 1.0
+    normalised: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,21 +75,30 @@ class Objective:
     """A distillation objective: its name as the user writes it, and its token signal f (in nats).
 
     Where f depends on which tokens were sampled, `expected` is the signal of its mean over them; sums linear in success use it,
-    since what was sampled at a node and how it ended belong together.
+    since what was sampled at a node and how it ended belong together. Where a part of f comes from rollouts, `outcome` says which,
+    and `known` is the rest. A `teacherless` objective looks at rewards alone; one that is not `scorable` is a formula only.
     """
 
     name: str
     signal: Signal
     expected: Signal | None = None
+    known: Signal | None = None
+    outcome: Outcome | None = None
+    teacherless: bool = False
+    scorable: bool = True
 
     def direction(self, signals: NodeSignals) -> NV:
         """d_j = pi_j (f_j - sum_k pi_k f_k), shape (N, V), the descent direction of the loss in the student's logits."""
         return centred(signals.student_logprobs.exp(), self.signal(signals))
 
+    def known_direction(self, signals: NodeSignals) -> NV:
+        """The part of `direction` that the two models tell, shape (N, V): all of it unless there is an `outcome`."""
+        return self.direction(signals) if self.known is None else centred(signals.student_logprobs.exp(), self.known(signals))
+
     def expected_direction(self, signals: NodeSignals) -> NV:
         """The mean of `direction` over the sampled tokens, shape (N, V); the direction itself where it does not depend on them."""
         return (
-            self.direction(signals)
+            self.known_direction(signals)
             if self.expected is None
             else centred(signals.student_logprobs.exp(), self.expected(signals))
         )
@@ -91,15 +133,14 @@ def centred(probs: NV, signal: NV) -> NV:
 
 
 def parse_objective(spec: str) -> Objective:
-    """The objective that `spec` names: `reverse_kl` (alias `gkd`), `forward_kl`, `jsd:BETA`, `sampled_kl`."""
+    """The objective that `spec` names: one of `OBJECTIVES`, with its parameter after a colon."""
     name, _, parameter = spec.partition(":")
     name = {"gkd": "reverse_kl"}.get(name, name)
-    if name == "jsd":
-        return _jsd(_unit_parameter(spec, parameter or "0.5"))
-    if name not in _PLAIN or parameter:
-        known = ", ".join([*_PLAIN, "gkd", "jsd:BETA"])
-        raise GradalignError(f"unknown objective {spec!r}; choose from {known}")
-    return _PLAIN[name]
+    if name in _PLAIN and not parameter:
+        return _PLAIN[name]
+    if name in _WITH_PARAMETER:
+        return _WITH_PARAMETER[name](spec, parameter)
+    raise GradalignError(f"unknown objective {spec!r}; choose from {', '.join(OBJECTIVES)}")
 
 
 def _log_ratio(signals: NodeSignals) -> NV:
@@ -118,14 +159,83 @@ def _sampled_log_ratio(signals: NodeSignals) -> NV:
     For one sampled token k, d = (log tau_k - log pi_k)(e_k - pi); the mean over the rollouts through the node is the
     direction of f_k = (share of rollouts that took k / pi_k)(log tau_k - log pi_k). Its mean over k ~ pi is `reverse_kl`.
     """
-    if signals.sample_frequency is None:
-        raise GradalignError("objective 'sampled_kl' needs the sampled tokens of a node")
-    weight = signals.sample_frequency / signals.student_logprobs.exp()
-    return torch.where(signals.sample_frequency > 0, weight * _log_ratio(signals), 0.0)
+    frequency = signals.wanted("sample_frequency", "sampled_kl")
+    return torch.where(frequency > 0, frequency / signals.student_logprobs.exp() * _log_ratio(signals), 0.0)
 
 
-def _jsd(beta: float) -> Objective:
+def _expected_reward(signals: NodeSignals) -> NV:
+    """S: the signal of expected success itself, whose direction is the ideal one."""
+    return signals.wanted("success", "success")
+
+
+def _nothing(signals: NodeSignals) -> NV:
+    return torch.zeros_like(signals.student_logprobs)
+
+
+def _group_advantage(signals: NodeSignals) -> NV:
+    """Dr. GRPO (arXiv 2503.20783): -E[A log pi] with A = R - mean R of the group, without length or deviation normalisation.
+
+    d is the mean over the group's rollouts i through the node of A_i (e_{k_i} - pi), so f_k = (mean of A_i over those that took k) / pi_k.
+    Its expectation is the ideal direction, less the share 1 / group that the group's mean takes.
+    """
+    advantage = signals.wanted("sample_advantage", "dr_grpo")
+    return torch.where(advantage != 0, advantage / signals.student_logprobs.exp(), 0.0)
+
+
+def _minillm(spec: str, parameter: str) -> Objective:
+    """MiniLLM (arXiv 2306.08543): KL(pi || tau) of whole sequences on student samples, f = log tau - log pi + F.
+
+    F_k = E[sum over later steps of gamma^(steps ahead) (log tau - log pi)] over the student's continuations after k; with `:normalised`
+    each rollout's sum is divided by the number of its later steps (the paper's length normalisation).
+    """
+    gamma, _, kind = parameter.partition(":")
+    value = _number(spec, gamma or "1", 0.0, 1.0, "minillm:1 or minillm:0.9:normalised", closed=True)
+    if kind not in ("", "normalised"):
+        raise GradalignError(f"objective {spec!r} is not understood; write minillm:{value:g} or minillm:{value:g}:normalised")
+    name = f"minillm:{value:g}" + (":normalised" if kind else "")
+    return Objective(
+        name,
+        lambda signals: _log_ratio(signals) + signals.wanted("future_return", name),
+        known=_log_ratio,
+        outcome=Outcome("future_return", gamma=value, normalised=bool(kind)),
+    )
+
+
+def _pbsd_target(spec: str, parameter: str) -> Objective:
+    """KL(pi || pi*) to the reward-reweighted teacher (PBSD, arXiv 2605.05040), pi*_k proportional to tau_k exp(S_k / beta).
+
+    f = log tau + S / beta - log pi.
+    """
+    beta = _number(spec, parameter, 0.0, math.inf, "pbsd_target:0.1")
+    name = f"pbsd_target:{beta:g}"
+    return Objective(
+        name,
+        lambda signals: _log_ratio(signals) + signals.wanted("success", name) / beta,
+        known=_log_ratio,
+        outcome=Outcome("success", 1 / beta),
+    )
+
+
+def _pbsd(spec: str, parameter: str) -> Objective:
+    """PBSD (arXiv 2605.05040): -log sigma(beta [rho(y+) - rho(y-)]), rho = log pi - log tau, y+ from the teacher, y- from the student.
+
+    With w = sigma(-beta [rho(y+) - rho(y-)]), W-_k = E[w | y- passes (u, k)], W+_k = E[w | y+ passes (u, k)] and r = tau(u) / pi(u), the
+    ratio of the two probabilities of the prefix, f_k = beta (r W+_k tau_k / pi_k - W-_k). This form of the sequence loss per node is
+    this project's own derivation.
+    """
+    beta = _number(spec, parameter, 0.0, math.inf, "pbsd:0.1")
+    name = f"pbsd:{beta:g}"
+
+    def signal(signals: NodeSignals) -> NV:
+        ratio = (_log_ratio(signals) + signals.wanted("log_prefix_ratio", name)[:, None]).exp()
+        return beta * (ratio * signals.wanted("teacher_pair_weight", name) - signals.wanted("student_pair_weight", name))
+
+    return Objective(name, signal, scorable=False)
+
+
+def _jsd(spec: str, parameter: str) -> Objective:
     """Generalised JSD beta KL(tau||m) + (1-beta) KL(pi||m), m = beta tau + (1-beta) pi (GKD, arXiv 2306.13649, eq. 1)."""
+    beta = _number(spec, parameter or "0.5", 0.0, 1.0, "jsd:0.5")
     log_beta, log_rest = math.log(beta), math.log1p(-beta)
 
     def signal(signals: NodeSignals) -> NV:
@@ -136,13 +246,15 @@ def _jsd(beta: float) -> Objective:
     return Objective(f"jsd:{beta:g}", signal)
 
 
-def _unit_parameter(spec: str, text: str) -> float:
+def _number(spec: str, text: str, low: float, high: float, example: str, closed: bool = False) -> float:
+    """The parameter of an objective, between two bounds; with `closed` they belong to it."""
     try:
         value = float(text)
     except ValueError:
-        value = float("nan")
-    if not 0 < value < 1:
-        raise GradalignError(f"objective {spec!r} needs a number between 0 and 1 after the colon, as in jsd:0.5")
+        value = math.nan
+    if not (low < value < high or (closed and value in (low, high))):
+        reach = f"between {low:g} and {high:g}" if math.isfinite(high) else f"above {low:g}"
+        raise GradalignError(f"objective {spec!r} needs a number {reach} after the colon, as in {example}")
     return value
 
 
@@ -150,4 +262,15 @@ _PLAIN = {
     "reverse_kl": Objective("reverse_kl", _log_ratio),
     "forward_kl": _ForwardKL("forward_kl", _probability_ratio),
     "sampled_kl": Objective("sampled_kl", _sampled_log_ratio, _log_ratio),
+    "success": Objective("success", _expected_reward, known=_nothing, outcome=Outcome("success"), teacherless=True),
+    "dr_grpo": Objective(
+        "dr_grpo", _group_advantage, expected=_nothing, outcome=Outcome("success", sampled=True), teacherless=True
+    ),
 }
+_WITH_PARAMETER: dict[str, Callable[[str, str], Objective]] = {
+    "jsd": _jsd,
+    "minillm": _minillm,
+    "pbsd_target": _pbsd_target,
+    "pbsd": _pbsd,
+}
+OBJECTIVES = (*_PLAIN, "gkd", "jsd:BETA", "minillm:GAMMA", "minillm:GAMMA:normalised", "pbsd_target:BETA")

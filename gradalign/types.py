@@ -18,6 +18,9 @@ StopReason = Literal["stop", "length"]
 Outcome = Literal["right", "wrong", "ungradable"]
 
 
+REWARDS = "rewards"  # stands for the teacher of objectives that look at rewards alone
+
+
 class GradalignError(Exception):
     """A fault that the user can mend: one line that names the thing and the mend (exit code 2, no traceback)."""
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"tree", "questions", "contexts", "store"},
     {"success", "models"},
     {"alignment", "engines", "schedule", "totals"},
-    {"testbed", "findings"},
+    {"testbed", "findings", "returns"},
     {"pipeline"},
     {"api"},
 ]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from gradalign.models import LoadedModel
 from gradalign.objectives import NodeSignals, ideal_direction, parse_objective
 from gradalign.pipeline import Budget, Cast, Effort, Member, RunConfig
 from gradalign.testbed import TabularCodec, TabularModel
-from gradalign.types import GradalignError, Question, TeacherSpec
+from gradalign.types import REWARDS, GradalignError, Question, TeacherSpec
 
 TEACHERS = {"model:better": 3.0, "model:worse": -3.0, "model:same": 0.0}
 
@@ -108,6 +109,55 @@ def test_stored_steps_are_unbiased(run, tabular):
         assert len(found) == 150
         spread = found.std(0) / np.sqrt(150)
         assert (np.abs(found.mean(0) - truth) < 4.5 * spread + 1e-6).all()
+
+
+OUTCOMES = ("minillm:1", "minillm:1:normalised", "pbsd_target:0.5", "dr_grpo")
+
+
+def exact_outcome(tabular: TabularModel, teacher: TabularModel, objective: str) -> tuple[float, np.ndarray]:
+    """Sum of visitation <g, d> and of visitation d h^T by enumeration; of `dr_grpo` in expectation over groups of 16."""
+    total, step = 0.0, np.zeros((4, 4))
+    for prefix, row in tabular.prefixes.items():
+        pi, tau = (torch.tensor(m.probabilities(prefix))[None].log() for m in (tabular, teacher))
+        success = torch.tensor(tabular.success(prefix))[None]
+        future = torch.tensor([[later(tabular, teacher, (*prefix, k), objective) for k in range(4)]])
+        signals = NodeSignals(pi, tau, success=success, future_return=future, sample_advantage=pi.exp() * success * 15 / 16)
+        g, d = ideal_direction(pi, success)[0].numpy(), parse_objective(objective).direction(signals)[0].numpy()
+        total += tabular.visitation(prefix) * float(g @ d)
+        step += tabular.visitation(prefix) * np.outer(d, tabular.logits_NV[row].numpy())
+    return total, step
+
+
+def later(tabular: TabularModel, teacher: TabularModel, prefix: tuple[int, ...], objective: str) -> float:
+    """Expected sum, or mean, of the log-ratios from a prefix on."""
+    if len(prefix) == 4:
+        return 0.0
+    pi, tau = tabular.probabilities(prefix), teacher.probabilities(prefix)
+    total = sum(
+        p * (np.log(t / p) + later(tabular, teacher, (*prefix, k), "")) for k, (p, t) in enumerate(zip(pi, tau, strict=True))
+    )
+    return total / (4 - len(prefix)) if objective.endswith("normalised") else total
+
+
+def test_what_rollouts_bring_is_counted_without_bias(tabular, tmp_path):
+    """Sums and steps of objectives whose direction is itself estimated, over 300 questions; all tokens tried where anything is."""
+    config = replace(config_for(300, candidate_mass=1.0, min_visits=2), objectives=OUTCOMES)
+    run = run_score(config, tmp_path / "r", cast=cast_of(tabular), questions=questions(300), effort=Effort(Budget(256)))
+    teacher = tabular.tilted(TEACHERS["model:better"], "t")
+    for objective in OUTCOMES:
+        name = REWARDS if objective == "dr_grpo" else "model:better"
+        total, step = exact_outcome(tabular, teacher, objective)
+        dot = run.scores[(run.scores.teacher == name) & (run.scores.objective == objective)].dot
+        assert len(dot) == 300
+        assert abs(dot.mean() - total) < 3.5 * dot.std() / np.sqrt(300), objective
+        steps = run.steps[(run.steps.teacher == name) & (run.steps.objective == objective)].step
+        found = np.stack(steps.to_list()).reshape(-1, 4, 4)
+        assert (np.abs(found.mean(0) - step) < 4.5 * found.std(0) / np.sqrt(300) + 1e-6).all(), objective
+    frame = rank(run).frame.set_index(["teacher", "objective"])
+    assert frame.loc[(REWARDS, "dr_grpo")].drive_low > 0
+    assert frame.loc[(REWARDS, "dr_grpo")].transfer_drive_low > 0
+    assert (REWARDS, "minillm:1") not in frame.index
+    assert ("model:better", "dr_grpo") not in frame.index
 
 
 def test_transfer_is_what_a_step_does_to_all(run):

@@ -31,7 +31,9 @@ def request_(small) -> SurveyRequest:
         for name, material in contexts.items()
     }
     sequences = [rollout.tokens for rollout in rollouts]
-    return SurveyRequest(build_tree(sequences), sequences, (small.language_model, prompt), teachers)
+    return SurveyRequest(
+        build_tree(sequences), sequences, np.linspace(-1, 1, len(sequences)), (small.language_model, prompt), teachers
+    )
 
 
 def whole(model, prompt, prefix) -> torch.Tensor:

@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from gradalign.inference import influence_interval, upper_bound
+from gradalign.types import REWARDS
 
 LINEAR = ("drive", "gain", "teacher_advantage")
 KEYS = ["teacher", "objective"]
@@ -68,8 +69,9 @@ class Standing:
 
 def standing_of(scores: pd.DataFrame, teachers: Sequence[str], objectives: Sequence[str]) -> Standing:
     """Arrange `scores` rows of any number of questions; teachers with no rows are left out, questions that not all others share too."""
-    present = [teacher for teacher in teachers if (scores["teacher"] == teacher).any()]
-    keys = tuple((teacher, objective) for teacher in present for objective in objectives)
+    present = [teacher for teacher in (*teachers, REWARDS) if (scores["teacher"] == teacher).any()]
+    found = {*zip(scores["teacher"], scores["objective"], strict=True)}
+    keys = tuple((teacher, objective) for teacher in present for objective in objectives if (teacher, objective) in found)
     groups = [set(scores.loc[scores["teacher"] == teacher, "question"]) for teacher in present]
     shared = tuple(sorted(set.intersection(*groups))) if groups else ()
     wanted = pd.MultiIndex.from_tuples([(*key, q) for key in keys for q in shared], names=[*KEYS, "question"])

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gradalign.contexts import parse_teacher
-from gradalign.objectives import parse_objective
+from gradalign.objectives import OBJECTIVES, parse_objective
 from gradalign.types import GradalignError
 
 
@@ -59,6 +59,16 @@ class RunConfig:
                 raise GradalignError(f"a {kind} is given twice among {', '.join(specs)}; give each once")
             for spec in specs:
                 parse(spec)
+
+        for spec in self.objectives:
+            if not parse_objective(spec).scorable:
+                raise GradalignError(f"objective {spec} cannot be scored yet; choose from {', '.join(OBJECTIVES)}")
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of teacher and objective are compared; an objective without a teacher counts once."""
+        alone = sum(parse_objective(spec).teacherless for spec in self.objectives)
+        return len(self.teachers) * (len(self.objectives) - alone) + alone
 
     @property
     def longest(self) -> int:

@@ -36,8 +36,7 @@ def execute(
     ledger = _Ledger(folder, config, effort.budget)
     budgets = passes(effort)
     counts = looks(len(questions))
-    pairs = len(config.teachers) * len(config.objectives)
-    watch = Watch(effort, len(counts) + len(budgets) - 1, pairs, len(questions), folder.outcome())
+    watch = Watch(effort, len(counts) + len(budgets) - 1, config.pairs, len(questions), folder.outcome())
     meter = _Meter(progress, config, cast, len(questions))
     todo = [(budget, part) for budget in budgets for part in range(len(parts)) if not ledger.reached(part, budget)]
     meter.plan(todo, [len(part) for part in parts], set(ledger.notes))
@@ -72,7 +71,7 @@ def _check(config: RunConfig, effort: Effort) -> None:
     """Refuse goals that this run can never reach."""
     if effort.sequential and config.node_selection == "top":
         raise GradalignError("a run that takes the top nodes has no intervals to stop by; leave out --decide and --precision")
-    if effort.decide is not None and len(config.teachers) * len(config.objectives) == 1:
+    if effort.decide is not None and config.pairs == 1:
         raise GradalignError(
             "there is nothing to decide between one teacher and one objective; give more, or leave out --decide"
         )

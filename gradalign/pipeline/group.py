@@ -10,18 +10,19 @@ from gradalign.objectives import Objective, parse_objective
 from gradalign.pipeline.budget import Budget
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
+from gradalign.pipeline.outcomes import brought_by
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.prompts import teacher_prompts
 from gradalign.pipeline.restore import Stored
 from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summarise
 from gradalign.pipeline.rows import QuestionResult, Rows, Scored, question_rows
-from gradalign.pipeline.scoring import gather, gather_evidence, ideal_step, score_full, score_visited, total_scores
+from gradalign.pipeline.scoring import Brought, gather, gather_evidence, score_full, score_visited, step_of, total_scores
 from gradalign.pipeline.survey import Survey, SurveyRequest, survey_nodes
 from gradalign.pipeline.targeted import Footing, Plan, Targeting, footing, plan, plan_branches, sample_targeted
 from gradalign.schedule import Reference
 from gradalign.store import TABLES
 from gradalign.tree import PrefixTree, build_tree
-from gradalign.types import GradalignError, Question, Rollout, Skip
+from gradalign.types import REWARDS, GradalignError, Question, Rollout, Skip
 
 _NO_ROOM = "question longer than the student's window"
 _NO_TEACHER = "no teacher could be built"
@@ -34,6 +35,10 @@ class Spending:
     budget: Budget
     questions: int
     dropped: frozenset[tuple[str, str]] = frozenset()
+
+    def drops(self, teacher: str, objective: str) -> bool:
+        """Is no rollout meant for this pair, or for the objective where it needs no teacher?"""
+        return bool({(teacher, objective), (REWARDS, objective)} & self.dropped)
 
 
 def planned_units(config: RunConfig, pools: int, budget: Budget, questions: int, held: bool) -> int:
@@ -170,11 +175,13 @@ def _survey(result: QuestionResult, prompt: tuple[int, ...], cast: Cast, config:
     if not result.prompts:
         return None
     sequences = [rollout.completion.tokens for rollout in result.rollouts]
+    reward = np.array([rollout.grade.reward for rollout in result.rollouts])
     tree = build_tree(sequences)
     student = (cast.student.model.language_model, prompt)
     teachers = {p.teacher.name: (cast.member(p.teacher.model).model.language_model, p.tokens) for p in result.prompts}
     try:
-        survey = survey_nodes(SurveyRequest(tree, sequences, student, teachers), _objectives(config), config.candidates)
+        request = SurveyRequest(tree, sequences, reward - reward.mean(), student, teachers)
+        survey = survey_nodes(request, _objectives(config), config.candidates)
     except GradalignError as error:
         raise GradalignError(f"question {result.question.id!r}: {error}") from error
     lengths = np.array([len(sequence) for sequence in sequences])
@@ -193,7 +200,7 @@ def _target(
 ) -> Targeting:
     """The plan of a question's targeted rollouts, with those that are stored already."""
     allowance = spending.budget.allowance(spending.questions, result.other_tokens)
-    meant = [[(p.teacher.name, objective) not in spending.dropped for objective in config.objectives] for p in result.prompts]
+    meant = [[not spending.drops(p.teacher.name, objective) for objective in config.objectives] for p in result.prompts]
     chosen = plan(result.question, found.survey, found.ground, reference, config, allowance, np.array(meant))
     branches = plan_branches(found.tree, found.survey, chosen, cast.student.model.codec.stop_ids)
     targeting = Targeting(result.question, prompt, chosen, branches, _success_elsewhere(result.rollouts, found, chosen))
@@ -220,26 +227,44 @@ def _taken(found: _Surveyed, tokens_MK: np.ndarray, rows: np.ndarray, weight_R: 
 def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast: Cast, config: RunConfig) -> None:
     tree, survey, chosen = found.tree, found.survey, targeting.plan
     result.targeted = targeting.rollouts
-    codec = cast.student.model.codec
-    rows = chosen.rows
+    codec, student = cast.student.model.codec, cast.student.model.language_model
+    rows, objectives = chosen.rows, _objectives(config)
     gathered = gather(tree, result.rollouts, result.targeted, survey, codec.stop_ids, config.longest)
     evidence = gather_evidence(gathered, survey, rows, config.min_visits)
     visits = found.ground.visits_N
-    took = _taken(found, evidence.tokens_MK, rows, np.ones(len(result.rollouts)))
+    weight_M = visits[rows] / chosen.inclusion_N[rows]
     totals = total_scores(survey, gathered, chosen)
+    ideal_step_L = None if totals.ideal_NK is None else step_of(survey, totals.ideal_NK, student)
+    teachers = [(cast.member(p.teacher.model).model.language_model, p.tokens) for p in result.prompts]
+    brought = brought_by(objectives, teachers, survey, gathered, evidence, ideal_step_L, student)
+    reward = np.array([rollout.grade.reward for rollout in result.rollouts])
+    took, advantage = (_taken(found, evidence.tokens_MK, rows, w) for w in (np.ones(len(reward)), reward - reward.mean()))
+    full = score_full(survey, evidence, brought)
     result.scored = Scored(
         tree=tree,
         survey=survey,
         plan=chosen,
         evidence=evidence,
-        full=score_full(survey, evidence),
-        visited=score_visited(survey, evidence, _objectives(config), took),
+        full=full,
+        visited=score_visited(survey, evidence, objectives, took, advantage, brought),
         totals=totals,
-        ideal_step_L=ideal_step(survey, totals, cast.student.model.language_model),
+        dot_CO=totals.dot_CO + (weight_M * full.dot_added_COM).sum(-1),
+        d_norm2_CO=(visits * survey.direction_norm2_CON).sum(-1) + (weight_M * full.norm2_added_COM).sum(-1),
+        step_COL=_whole_steps(survey, brought),
+        ideal_step_L=ideal_step_L,
         visits_N=visits,
-        weight_M=visits[rows] / chosen.inclusion_N[rows],
+        weight_M=weight_M,
         token_texts={int(token): codec.text([int(token)]) for token in np.unique(evidence.tokens_MK) if token >= 0},
     )
+
+
+def _whole_steps(survey: Survey, brought: Mapping[tuple[int, int], Brought]) -> np.ndarray:
+    """Steps of all teachers and objectives, with what rollouts bring to them."""
+    steps = survey.step_COL.copy()
+    for (c, o), more in brought.items():
+        if not more.sampled and more.step_L is not None:
+            steps[c, o] += more.scale * more.step_L
+    return steps
 
 
 def _objectives(config: RunConfig) -> list[Objective]:

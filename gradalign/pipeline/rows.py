@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gradalign.objectives import parse_objective
 from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.prompts import TeacherPrompt
 from gradalign.pipeline.rollouts import Pool
@@ -14,7 +15,7 @@ from gradalign.pipeline.survey import DIVERGENCES, Survey
 from gradalign.pipeline.targeted import Plan, TargetedRollout
 from gradalign.schedule import depth_window
 from gradalign.tree import PrefixTree
-from gradalign.types import Completion, Grade, Question, Rollout, Skip
+from gradalign.types import REWARDS, Completion, Grade, Question, Rollout, Skip
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -30,6 +31,9 @@ class Scored:
     full: SupportScores
     visited: SupportScores
     totals: TotalScores
+    dot_CO: np.ndarray
+    d_norm2_CO: np.ndarray
+    step_COL: np.ndarray
     ideal_step_L: np.ndarray | None
     visits_N: np.ndarray
     weight_M: np.ndarray
@@ -214,49 +218,58 @@ def _teacher_rows(result: QuestionResult, scored: Scored) -> list[dict[str, Any]
 def _alignment_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> list[dict[str, Any]]:
     survey, evidence, full, visited = scored.survey, scored.evidence, scored.full, scored.visited
     rows = []
-    for c, prompt in enumerate(result.prompts):
-        for o, objective in enumerate(config.objectives):
-            captured_M = np.where(evidence.tried_MK, survey.direction_CONK[c, o, evidence.rows], 0.0) ** 2
-            for m, n in enumerate(evidence.rows):
-                whole, part = full.alignment[c][o], visited.alignment[c][o]
-                norm2 = full.direction_norm2_COM[c, o, m]
-                rows.append({
-                    "question": result.question.id,
-                    "node": int(survey.nodes[n]),
-                    "teacher": prompt.teacher.name,
-                    "objective": objective,
-                    "weight": known(scored.weight_M[m]),
-                    "alignment": known(part.cosine_N[m]),
-                    "alignment_full": known(whole.cosine_N[m]),
-                    "dot": known(whole.dot_N[m]),
-                    "dot_se": known(whole.dot_se_N[m]),
-                    "dot_visited": known(part.dot_N[m]),
-                    "dot_visited_se": known(part.dot_se_N[m]),
-                    "d_norm2": norm2,
-                    "d_norm2_visited": visited.direction_norm2_COM[c, o, m],
-                    "captured": captured_M[m].sum() / norm2 if norm2 > 0 else None,
-                })  # fmt: skip
+    for c, o, teacher, objective in _pairs(result, config):
+        captured_M = np.where(evidence.tried_MK, survey.direction_CONK[c, o, evidence.rows], 0.0) ** 2
+        known_norm2_M = survey.direction_norm2_CON[c, o, evidence.rows]
+        for m, n in enumerate(evidence.rows):
+            whole, part = full.alignment[c][o], visited.alignment[c][o]
+            rows.append({
+                "question": result.question.id,
+                "node": int(survey.nodes[n]),
+                "teacher": teacher,
+                "objective": objective,
+                "weight": known(scored.weight_M[m]),
+                "alignment": known(part.cosine_N[m]),
+                "alignment_full": known(whole.cosine_N[m]),
+                "dot": known(whole.dot_N[m]),
+                "dot_se": known(whole.dot_se_N[m]),
+                "dot_visited": known(part.dot_N[m]),
+                "dot_visited_se": known(part.dot_se_N[m]),
+                "d_norm2": full.direction_norm2_COM[c, o, m],
+                "d_norm2_visited": visited.direction_norm2_COM[c, o, m],
+                "captured": captured_M[m].sum() / known_norm2_M[m] if known_norm2_M[m] > 0 else None,
+            })  # fmt: skip
     return rows
+
+
+def _pairs(result: QuestionResult, config: RunConfig) -> list[tuple[int, int, str, str]]:
+    """Teachers and objectives with their places; an objective without a teacher stands once, for all."""
+    alone = [parse_objective(spec).teacherless for spec in config.objectives]
+    return [
+        (c, o, REWARDS if alone[o] else prompt.teacher.name, objective)
+        for c, prompt in enumerate(result.prompts)
+        for o, objective in enumerate(config.objectives)
+        if c == 0 or not alone[o]
+    ]
 
 
 def _score_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> list[dict[str, Any]]:
     """Sums over all on-policy nodes; missing where nodes were taken outright."""
     totals, visits = scored.totals, scored.visits_N
-    rows = []
-    for c, prompt in enumerate(result.prompts):
-        for o, objective in enumerate(config.objectives):
-            rows.append({
-                "question": result.question.id,
-                "teacher": prompt.teacher.name,
-                "objective": objective,
-                "length": float(visits.sum()),
-                "dot": known(totals.dot_CO[c, o]),
-                "dot_se": known(totals.dot_se_CO[c, o]),
-                "d_norm2": float((visits * scored.survey.direction_norm2_CON[c, o]).sum()),
-                "advantage": known(totals.advantage_C[c]),
-                "advantage_se": known(totals.advantage_se_C[c]),
-            })  # fmt: skip
-    return rows
+    return [
+        {
+            "question": result.question.id,
+            "teacher": teacher,
+            "objective": objective,
+            "length": float(visits.sum()),
+            "dot": known(scored.dot_CO[c, o]),
+            "dot_se": known(totals.dot_se_CO[c, o]) if parse_objective(objective).outcome is None else None,
+            "d_norm2": known(scored.d_norm2_CO[c, o]),
+            "advantage": known(totals.advantage_C[c]) if teacher != REWARDS else None,
+            "advantage_se": known(totals.advantage_se_C[c]) if teacher != REWARDS else None,
+        }
+        for c, o, teacher, objective in _pairs(result, config)
+    ]
 
 
 def _step_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> list[dict[str, Any]]:
@@ -265,10 +278,7 @@ def _step_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> lis
         return []
     exact = scored.survey.sketch.exact
     steps = [(None, None, scored.ideal_step_L)]
-    for c, prompt in enumerate(result.prompts):
-        steps += [
-            (prompt.teacher.name, objective, scored.survey.step_COL[c, o]) for o, objective in enumerate(config.objectives)
-        ]
+    steps += [(teacher, objective, scored.step_COL[c, o]) for c, o, teacher, objective in _pairs(result, config)]
     return [
         {"question": result.question.id, "teacher": teacher, "objective": objective, "exact": exact, "step": step}
         for teacher, objective, step in steps

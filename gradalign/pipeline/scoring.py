@@ -1,6 +1,6 @@
 """From counts and directions to scores: success at the kept tokens of the chosen nodes, both supports, every teacher and objective."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from gradalign.models import Batches, LanguageModel
 from gradalign.objectives import NodeSignals, Objective
 from gradalign.pipeline.survey import Survey
 from gradalign.pipeline.targeted import Plan, TargetedRollout
+from gradalign.returns import Returns, align_outcome
 from gradalign.success import SuccessEstimates, branch_success, shrink
 from gradalign.totals import Functionals, Passage, estimate_totals, ideal_coefficients, passage, stratified_values
 from gradalign.tree import PrefixTree, build_tree
@@ -35,19 +36,38 @@ class Evidence:
 
 
 @dataclass(frozen=True, eq=False)
+class Brought:
+    """What rollouts bring to a direction: X at the chosen nodes and its `scale`, and the step that it makes over all nodes, unscaled.
+
+    Where it is `sampled` the direction is that of the base rollouts themselves, and X tells its expectation.
+    """
+
+    returns: Returns
+    scale: float
+    sampled: bool
+    step_L: Float[np.ndarray, " L"] | None
+
+
+@dataclass(frozen=True, eq=False)
 class SupportScores:
-    """On one support: the ideal direction, and for each teacher and objective (C lists of O) alignment and |d|^2 (M,)."""
+    """On one support: the ideal direction, and for each teacher and objective alignment (C lists of O) and |d|^2.
+
+    `dot_added` and `norm2_added` are what rollouts bring to <g, d> and |d|^2 beyond what the two models tell.
+    """
 
     probs_MK: Float[np.ndarray, "M K"]
     ideal: IdealDirection
     alignment: list[list[NodeAlignment]]
     direction_norm2_COM: Float[np.ndarray, "C O M"]
+    dot_added_COM: Float[np.ndarray, "C O M"]
+    norm2_added_COM: Float[np.ndarray, "C O M"]
 
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
     """Every rollout of a question in one tree. `nodes_N` numbers the survey's nodes in it; `place_NK` the child by each kept token."""
 
+    targeted: Sequence[TargetedRollout]
     flow: Passage
     reward_R: Float[np.ndarray, " R"]
     terminal_W: Bool[np.ndarray, " W"]
@@ -77,7 +97,7 @@ def gather(
     nodes = _same_nodes(tree, whole, len(base))[survey.nodes]
     place = whole.child(np.broadcast_to(nodes[:, None], survey.kept_NK.shape), survey.kept_NK)
     present = _first_of_each(survey.kept_NK)
-    return Gathered(flow, reward, terminal, nodes, present, np.where(present, place, -1))
+    return Gathered(targeted, flow, reward, terminal, nodes, present, np.where(present, place, -1))
 
 
 def gather_evidence(gathered: Gathered, survey: Survey, chosen: Int[np.ndarray, " M"], min_visits: int) -> Evidence:
@@ -137,13 +157,9 @@ def total_scores(survey: Survey, gathered: Gathered, chosen: Plan) -> TotalScore
 
 
 @torch.inference_mode()
-def ideal_step(survey: Survey, totals: TotalScores, student: LanguageModel) -> Float[np.ndarray, " L"] | None:
-    """sum_u visits_u g_u h_u^T, estimated from every rollout and sketched as the teachers' steps are."""
-    coefficients_NK = totals.ideal_NK
-    if coefficients_NK is None:
-        return None
-    size = max(1, _CELLS // student.vocabulary_size)
-    step = np.zeros(survey.sketch.length)
+def step_of(survey: Survey, coefficients_NK: Float[np.ndarray, "N K"], student: LanguageModel) -> Float[np.ndarray, " L"]:
+    """sum_u sum_k c_uk (e_k - pi_u) h_u^T, sketched as the teachers' steps are."""
+    batches = Batches(max(1, _CELLS // student.vocabulary_size), "steps in the output layer")
 
     def work(start: int, stop: int) -> np.ndarray:
         states = survey.student_states[start:stop].to(survey.device)
@@ -153,9 +169,7 @@ def ideal_step(survey: Survey, totals: TotalScores, student: LanguageModel) -> F
         direction = (-c.sum(1, keepdim=True) * probs).scatter_add_(1, kept, c)
         return survey.sketch.sum(direction, states).cpu().numpy()
 
-    for part in Batches(size, "the ideal step").over(len(survey.nodes), work):
-        step += part
-    return step
+    return np.sum(list(batches.over(len(survey.nodes), work)), axis=0)
 
 
 def _functionals(survey: Survey, present_NK: np.ndarray) -> Functionals:
@@ -185,40 +199,66 @@ def _same_nodes(tree: PrefixTree, whole: PrefixTree, rollouts: int) -> np.ndarra
     return numbers
 
 
-def score_full(survey: Survey, evidence: Evidence) -> SupportScores:
+def score_full(survey: Survey, evidence: Evidence, brought: Mapping[tuple[int, int], Brought]) -> SupportScores:
     """Over the whole vocabulary: untried tokens take the mean success of the tried ones, d is as the survey found it."""
     probs = survey.student_probs_NK[evidence.rows]
-    ideal = estimate_ideal_direction(probs, evidence.success, evidence.tried_MK)
     d_COMK = survey.direction_CONK[:, :, evidence.rows].astype(np.float64)
-    norm2_COM = survey.direction_norm2_CON[:, :, evidence.rows]
-    return SupportScores(probs, ideal, _aligned(probs, evidence, ideal, d_COMK, norm2_COM), norm2_COM)
+    return _on_support(probs, evidence, d_COMK, survey.direction_norm2_CON[:, :, evidence.rows], brought)
 
 
 def score_visited(
-    survey: Survey, evidence: Evidence, objectives: Sequence[Objective], frequency_MK: Float[np.ndarray, "M K"]
+    survey: Survey,
+    evidence: Evidence,
+    objectives: Sequence[Objective],
+    taken_MK: Float[np.ndarray, "M K"],
+    advantage_MK: Float[np.ndarray, "M K"],
+    brought: Mapping[tuple[int, int], Brought],
 ) -> SupportScores:
-    """On the tried tokens alone, pi and tau renormalised there, both directions computed there (arXiv 2605.10889)."""
-    log_pi = _renormalised(survey.student_logprobs_NK[evidence.rows], evidence.tried_MK)
-    frequency = _share(np.where(evidence.tried_MK, frequency_MK, 0.0))
-    log_taus = [_renormalised(tau[evidence.rows], evidence.tried_MK) for tau in survey.teacher_logprobs_CNK]
-    d_COMK = np.array([[_direction(objective, log_pi, log_tau, frequency) for objective in objectives] for log_tau in log_taus])
-    probs, norm2_COM = np.exp(log_pi), (d_COMK**2).sum(-1)
-    ideal = estimate_ideal_direction(probs, evidence.success, evidence.tried_MK)
-    return SupportScores(probs, ideal, _aligned(probs, evidence, ideal, d_COMK, norm2_COM), norm2_COM)
+    """On the tried tokens alone, pi and tau renormalised there, both directions computed there (arXiv 2605.10889).
+
+    `taken` base rollouts took each token, `advantage` is the sum of theirs.
+    """
+    tried = evidence.tried_MK
+    log_pi = _renormalised(survey.student_logprobs_NK[evidence.rows], tried)
+    taken = np.where(tried, taken_MK, 0.0)
+    passed = np.maximum(taken.sum(1, keepdims=True), 1.0)
+    frequency, advantage = torch.from_numpy(taken / passed), torch.from_numpy(np.where(tried, advantage_MK, 0.0) / passed)
+
+    def direction(objective: Objective, log_tau: np.ndarray) -> np.ndarray:
+        signals = NodeSignals(torch.from_numpy(log_pi), torch.from_numpy(log_tau), frequency, sample_advantage=advantage)
+        return objective.known_direction(signals).numpy()
+
+    log_taus = [_renormalised(tau[evidence.rows], tried) for tau in survey.teacher_logprobs_CNK]
+    d_COMK = np.array([[direction(objective, log_tau) for objective in objectives] for log_tau in log_taus])
+    return _on_support(np.exp(log_pi), evidence, d_COMK, (d_COMK**2).sum(-1), brought)
 
 
-def _aligned(
-    probs: np.ndarray, evidence: Evidence, ideal: IdealDirection, d_COMK: np.ndarray, norm2_COM: np.ndarray
-) -> list[list[NodeAlignment]]:
-    return [
-        [align(probs, evidence.success, evidence.tried_MK, ideal, d, norm2) for d, norm2 in zip(row, norms, strict=True)]
-        for row, norms in zip(d_COMK, norm2_COM, strict=True)
-    ]
-
-
-def _direction(objective: Objective, log_pi: np.ndarray, log_tau: np.ndarray, frequency: np.ndarray) -> np.ndarray:
-    signals = NodeSignals(torch.from_numpy(log_pi), torch.from_numpy(log_tau), torch.from_numpy(frequency))
-    return objective.direction(signals).numpy()
+def _on_support(
+    probs_MK: np.ndarray,
+    evidence: Evidence,
+    d_COMK: np.ndarray,
+    norm2_COM: np.ndarray,
+    brought: Mapping[tuple[int, int], Brought],
+) -> SupportScores:
+    success, tried = evidence.success, evidence.tried_MK
+    ideal = estimate_ideal_direction(probs_MK, success, tried)
+    dot, norm2 = np.zeros(norm2_COM.shape), np.zeros(norm2_COM.shape)
+    aligned: list[list[NodeAlignment]] = []
+    for c in range(len(d_COMK)):
+        aligned.append([])
+        for o in range(d_COMK.shape[1]):
+            found = align(probs_MK, success, tried, ideal, d_COMK[c, o], norm2_COM[c, o])
+            more = brought.get((c, o))
+            if more is not None:
+                nothing = np.zeros(d_COMK[c, o].shape) if more.sampled else d_COMK[c, o]
+                whole = align_outcome(probs_MK, success, tried, ideal, nothing, norm2_COM[c, o], more.returns, more.scale)
+                dot[c, o] = whole.dot_M
+                if more.sampled:
+                    found = NodeAlignment(found.cosine_N, whole.node.dot_N, found.dot_se_N)
+                else:
+                    found, norm2[c, o] = whole.node, whole.norm2_M
+            aligned[-1].append(found)
+    return SupportScores(probs_MK, ideal, aligned, norm2_COM + norm2, dot, norm2)
 
 
 def _renormalised(logprobs_MK: np.ndarray, tried_MK: np.ndarray) -> np.ndarray:
@@ -226,8 +266,3 @@ def _renormalised(logprobs_MK: np.ndarray, tried_MK: np.ndarray) -> np.ndarray:
     kept = np.where(tried_MK, logprobs_MK, -np.inf)
     held = logsumexp(kept, axis=1, keepdims=True)
     return kept - np.where(np.isfinite(held), held, 0.0)
-
-
-def _share(weights_MK: np.ndarray) -> np.ndarray:
-    total = weights_MK.sum(1, keepdims=True)
-    return np.divide(weights_MK, total, out=np.zeros_like(weights_MK), where=total > 0)

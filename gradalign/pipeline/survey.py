@@ -35,7 +35,9 @@ class Survey:
 
     The last `RANKINGS * ranked` columns of `kept_NK` are the rankings by |d|, |tau - pi| and pi, best first, each `ranked` long;
     the columns before them are the tokens that base rollouts took. `lift` is d_k - sum_j pi_j d_j of the expected direction, so that
-    <g, d> is the mean over k ~ pi of lift_k S_k; `lift2` its mean square under pi, `ratio2` that of tau/pi - 1.
+    <g, d> is the mean over k ~ pi of lift_k S_k; `lift2` its mean square under pi, `ratio2` that of tau/pi - 1. `pull` is sum_j pi_j d_j
+    of the expected direction and `expected_norm2` its squared length. What is chosen for rollouts looks at these: `direction` may have
+    looked at which tokens the base rollouts took and how they ended.
 
     `step` is sum_u visits_u d_u h_u^T as `sketch` keeps it, with h the student's last hidden states (N, H), `student_states`.
     """
@@ -49,6 +51,8 @@ class Survey:
     direction_norm2_CON: Float[np.ndarray, "C O N"]
     lift_CONK: Float[np.ndarray, "C O N K"]
     lift2_CON: Float[np.ndarray, "C O N"]
+    pull_CON: Float[np.ndarray, "C O N"]
+    expected_norm2_CON: Float[np.ndarray, "C O N"]
     ratio2_CN: Float[np.ndarray, "C N"]
     student_entropy_N: Float[np.ndarray, " N"]
     divergence_CND: Float[np.ndarray, "C N D"]
@@ -64,16 +68,17 @@ class Survey:
 
     @cached_property
     def priority_N(self) -> Float[np.ndarray, " N"]:
-        """The largest |d| over teachers and objectives."""
-        return np.sqrt(self.direction_norm2_CON.max(axis=(0, 1)))
+        """The largest expected |d| over teachers and objectives."""
+        return np.sqrt(self.expected_norm2_CON.max(axis=(0, 1)))
 
 
 @dataclass(frozen=True, eq=False)
 class SurveyRequest:
-    """A question's tree with its base rollouts, and the prompts under which student and teachers read it."""
+    """A question's tree with its base rollouts and their advantages, and the prompts under which student and teachers read it."""
 
     tree: PrefixTree
     sequences: Sequence[np.ndarray]
+    advantage_R: Float[np.ndarray, " R"]
     student: tuple[LanguageModel, tuple[int, ...]]
     teachers: Mapping[str, tuple[LanguageModel, tuple[int, ...]]]
 
@@ -84,7 +89,7 @@ def survey_nodes(request: SurveyRequest, objectives: Sequence[Objective], ranked
     nodes = np.flatnonzero(tree.visits() > 0)
     hidden = [_node_states(model, prompt, request, nodes) for model, prompt in (request.student, *request.teachers.values())]
     models = [model for model, _ in (request.student, *request.teachers.values())]
-    children_NS, share_NS = _children(tree, nodes)
+    children = _children(tree, nodes, request.advantage_R)
     sketch = outer_sketch(models[0].vocabulary_size, hidden[0].shape[1])
     visits_N = torch.from_numpy(tree.visits()[nodes] / len(request.sequences))
     arrays = 4 + len(models) + 2 * (len(models) - 1) * len(objectives)
@@ -93,7 +98,7 @@ def survey_nodes(request: SurveyRequest, objectives: Sequence[Objective], ranked
     def work(start: int, stop: int) -> dict[str, np.ndarray]:
         logprobs = [model.logprobs(states[start:stop]) for model, states in zip(models, hidden, strict=True)]
         stepping = Stepping(sketch, hidden[0][start:stop], visits_N[start:stop])
-        return _survey_chunk(logprobs, children_NS[start:stop], share_NS[start:stop], objectives, ranked, stepping)
+        return _survey_chunk(logprobs, children.part(start, stop), objectives, ranked, stepping)
 
     chunks = list(Batches(size, "the pass over the vocabulary").over(len(nodes), work))
     joined = {name: np.concatenate([chunk[name] for chunk in chunks], axis=_NODE_AXIS.get(name, 0)) for name in chunks[0]}
@@ -124,8 +129,8 @@ class Stepping:
 
 _LARGE = ("direction_CONK", "lift_CONK")  # kept in single precision: they hold most of the memory
 _NODE_AXIS = {
-    "teacher_logprobs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "lift_CONK": 2, "lift2_CON": 2, "ratio2_CN": 1,
-    "divergence_CND": 1,
+    "teacher_logprobs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "lift_CONK": 2, "lift2_CON": 2, "pull_CON": 2,
+    "expected_norm2_CON": 2, "ratio2_CN": 1, "divergence_CND": 1,
 }  # fmt: skip
 
 
@@ -141,49 +146,72 @@ def _node_states(model: LanguageModel, prompt: tuple[int, ...], request: SurveyR
     return torch.cat(states)[torch.from_numpy(first_row[row.reshape(-1)] + step)]
 
 
-def _children(tree: PrefixTree, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens that base rollouts took at each node, most taken first (-1 pads), and the share of rollouts that took them."""
-    taken = np.bincount(tree.path_RT[tree.path_RT >= 0], minlength=len(tree))
+@dataclass(frozen=True, eq=False)
+class _Children:
+    """Tokens that base rollouts took at each node, most taken first (-1 pads), the share of rollouts that took them, and the mean over
+    all that passed of advantage x (took the token)."""
+
+    tokens_NS: Int[np.ndarray, "N S"]
+    share_NS: Float[np.ndarray, "N S"]
+    advantage_NS: Float[np.ndarray, "N S"]
+
+    def part(self, start: int, stop: int) -> "_Children":
+        return _Children(self.tokens_NS[start:stop], self.share_NS[start:stop], self.advantage_NS[start:stop])
+
+
+def _children(tree: PrefixTree, nodes: np.ndarray, advantage_R: np.ndarray) -> _Children:
+    there_RT = tree.path_RT >= 0
+    taken = tree.branch_sums(there_RT, np.ones(len(advantage_R)))
+    advantage = tree.branch_sums(there_RT, advantage_R)
     order = np.lexsort((tree.token, -taken, tree.parent))
     order = order[tree.parent[order] >= 0]
     row = np.searchsorted(nodes, tree.parent[order])
     first = np.searchsorted(row, np.arange(len(nodes)))
     place = np.arange(len(order)) - first[row]
     tokens_NS = np.full((len(nodes), int(place.max()) + 1), -1, dtype=np.int64)
-    share_NS = np.zeros(tokens_NS.shape)
+    share_NS, advantage_NS = np.zeros(tokens_NS.shape), np.zeros(tokens_NS.shape)
     tokens_NS[row, place] = tree.token[order]
-    share_NS[row, place] = taken[order]
-    return tokens_NS, share_NS / share_NS.sum(1, keepdims=True)
+    share_NS[row, place], advantage_NS[row, place] = taken[order], advantage[order]
+    passed = share_NS.sum(1, keepdims=True)
+    return _Children(tokens_NS, share_NS / passed, advantage_NS / passed)
 
 
 @torch.inference_mode()
 def _survey_chunk(
     logprobs: Sequence[Tensor],
-    children_NS: np.ndarray,
-    share_NS: np.ndarray,
+    taken: _Children,
     objectives: Sequence[Objective],
     ranked: int,
     stepping: Stepping,
 ) -> dict[str, np.ndarray]:
     student, teachers = logprobs[0], logprobs[1:]
     pi = student.exp()
-    children = torch.from_numpy(children_NS).to(student.device)
-    frequency = torch.zeros_like(pi).scatter_add_(1, children.clamp_min(0), torch.from_numpy(share_NS).to(pi))
-    directions = [[o.direction(NodeSignals(student, tau, frequency)) for o in objectives] for tau in teachers]
-    norm2 = torch.stack([torch.stack([(d**2).sum(-1) for d in row]) for row in directions])
-    lifts = [
-        [_lift(o, d, NodeSignals(student, tau, frequency)) for o, d in zip(objectives, row, strict=True)]
-        for tau, row in zip(teachers, directions, strict=True)
+    children = torch.from_numpy(taken.tokens_NS).to(student.device)
+    at_children = children.clamp_min(0)
+    frequency, advantage = (
+        torch.zeros_like(pi).scatter_add_(1, at_children, torch.from_numpy(values).to(pi))
+        for values in (taken.share_NS, taken.advantage_NS)
+    )
+    signals = [NodeSignals(student, tau, frequency, sample_advantage=advantage) for tau in teachers]
+    directions = [[o.known_direction(signal) for o in objectives] for signal in signals]
+    expected = [
+        [d if o.expected is None else o.expected_direction(signal) for o, d in zip(objectives, row, strict=True)]
+        for signal, row in zip(signals, directions, strict=True)
     ]
+    pull = torch.stack([torch.stack([(pi * d).sum(-1) for d in row]) for row in expected])
+    lifts = [[d - p[:, None] for d, p in zip(row, pulls, strict=True)] for row, pulls in zip(expected, pull, strict=True)]
+    norm2 = torch.stack([torch.stack([(d**2).sum(-1) for d in row]) for row in expected])
     ranked = min(ranked, pi.shape[1])
-    kept = torch.cat([children, *(s.topk(ranked).indices for s in _rankings(pi, teachers, directions, norm2))], dim=1)
+    kept = torch.cat([children, *(s.topk(ranked).indices for s in _rankings(pi, teachers, expected, norm2))], dim=1)
     at = kept.clamp_min(0)
     values = {
         "kept_NK": kept,
         "student_logprobs_NK": student.gather(1, at),
         "teacher_logprobs_CNK": torch.stack([tau.gather(1, at) for tau in teachers]),
         "direction_CONK": torch.stack([torch.stack([d.gather(1, at) for d in row]) for row in directions]),
-        "direction_norm2_CON": norm2,
+        "direction_norm2_CON": torch.stack([torch.stack([(d**2).sum(-1) for d in row]) for row in directions]),
+        "pull_CON": pull,
+        "expected_norm2_CON": norm2,
         "lift_CONK": torch.stack([torch.stack([lift.gather(1, at) for lift in row]) for row in lifts]),
         "lift2_CON": torch.stack([torch.stack([(pi * lift**2).sum(-1) for lift in row]) for row in lifts]),
         "ratio2_CN": torch.stack(
@@ -194,11 +222,6 @@ def _survey_chunk(
         "step_COL": torch.stack([torch.stack([stepping.step(d) for d in row]) for row in directions]),
     }
     return {name: _numpy(value, torch.float32 if name in _LARGE else torch.float64) for name, value in values.items()}
-
-
-def _lift(objective: Objective, direction: Tensor, signals: NodeSignals) -> Tensor:
-    expected = direction if objective.expected is None else objective.expected_direction(signals)
-    return expected - (signals.student_logprobs.exp() * expected).sum(-1, keepdim=True)
 
 
 def _rankings(pi: Tensor, teachers: Sequence[Tensor], directions: list[list[Tensor]], norm2: Tensor) -> list[Tensor]:

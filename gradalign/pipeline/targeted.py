@@ -202,11 +202,11 @@ def plan(
 
 
 def _candidate_columns(survey: Survey, config: RunConfig) -> np.ndarray:
-    """Columns of `kept_NK` that hold each node's candidates, -1 where it has fewer than the limit."""
+    """Columns of `kept_NK` that hold each node's candidates, -1 where it has fewer than the limit. Looks at expected directions alone."""
     first = survey.kept_NK.shape[1] - RANKINGS * survey.ranked
     turns = first + np.arange(RANKINGS * survey.ranked).reshape(RANKINGS, survey.ranked).T.reshape(-1)
-    norm2 = survey.direction_norm2_CON.reshape(-1, len(survey.nodes))
-    d2 = survey.direction_CONK.reshape(len(norm2), len(survey.nodes), -1)[:, :, turns] ** 2
+    norm2 = survey.expected_norm2_CON.reshape(-1, len(survey.nodes))
+    d2 = (survey.lift_CONK[:, :, :, turns] + survey.pull_CON[..., None]).reshape(*norm2.shape, len(turns)) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         captured = np.where(norm2[:, :, None] > 0, d2 / norm2[:, :, None], 1.0)
     shares = np.concatenate([survey.student_probs_NK[None, :, turns], captured]).transpose(1, 2, 0)
