@@ -10,19 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradalign.api import score
-    from gradalign.findings import Ranking, rank
+    from gradalign.configurations import Configuration, load_configurations
+    from gradalign.findings import ConfigurationRanking, Ranking, rank, rank_configurations
     from gradalign.store import Run, load_run
     from gradalign.types import GradalignError
 
 __version__ = "0.1.0"
-__all__ = ["GradalignError", "Ranking", "Run", "__version__", "load_run", "rank", "score"]
+__all__ = [
+    "Configuration",
+    "ConfigurationRanking",
+    "GradalignError",
+    "Ranking",
+    "Run",
+    "__version__",
+    "load_configurations",
+    "load_run",
+    "rank",
+    "rank_configurations",
+    "score",
+]
 
 _HOMES = {
+    "Configuration": "gradalign.configurations",
+    "ConfigurationRanking": "gradalign.findings",
     "GradalignError": "gradalign.types",
     "Ranking": "gradalign.findings",
     "Run": "gradalign.store",
+    "load_configurations": "gradalign.configurations",
     "load_run": "gradalign.store",
     "rank": "gradalign.findings",
+    "rank_configurations": "gradalign.findings",
     "score": "gradalign.api",
 }
 

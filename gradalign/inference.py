@@ -37,14 +37,16 @@ class BestOf:
 
 
 def compare_with_best(
-    score_M: Float[np.ndarray, " M"], influence_MQ: Float[np.ndarray, "M Q"] | None, draws_BM: Float[np.ndarray, "B M"]
+    score_M: Float[np.ndarray, " M"],
+    best: int,
+    influence_MQ: Float[np.ndarray, "M Q"] | None,
+    draws_BM: Float[np.ndarray, "B M"],
 ) -> BestOf:
-    """Compare alternatives scored on the same questions, with paired differences.
+    """Compare alternatives scored on the same questions with the best of them, by paired differences.
 
     `influence_MQ` is each question's influence on each difference to the best, `draws_BM` the scores on shared resamples of questions;
     intervals come from the influences where there are any, else from the draws.
     """
-    best = int(np.nanargmax(score_M))
     if influence_MQ is None:
         low, high = percentile_interval(draws_BM - draws_BM[:, [best]])
     else:
@@ -54,7 +56,7 @@ def compare_with_best(
     defined = np.isfinite(draws_BM).any(axis=1)
     shares = winners / winners.sum(axis=1, keepdims=True)
     probability = shares[defined].mean(axis=0) if defined.any() else np.full(len(score_M), np.nan)
-    tied = ~(high < 0)
+    tied = ~(high < 0) & ~np.isnan(score_M)
     tied[best] = True
     return BestOf(best, score_M - score_M[best], low, high, probability, tied)
 

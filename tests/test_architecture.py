@@ -12,7 +12,7 @@ FLOORS = [
     {"types"},
     {"builtin", "seeds", "objectives", "inference", "sketch", "transfer"},
     {"tree", "questions", "contexts", "store"},
-    {"success", "models"},
+    {"success", "models", "configurations"},
     {"alignment", "engines", "schedule", "totals"},
     {"testbed", "findings", "returns"},
     {"pipeline"},

@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from gradalign_cli import console
@@ -63,6 +64,31 @@ def test_score_then_rank_then_go_on(gradalign, tmp_path):
     code, _, err = gradalign("score", *TINY, "--out", "r", "--seed", "3")
     assert code == 2
     assert "seed=0, not 3" in err
+
+
+def test_configurations_say_what_to_score_and_are_ranked_and_written(gradalign, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "- {name: first | plain, teacher: 'ctx:reference', objective: reverse_kl}\n"
+        "- {name: '[bold]second', teacher: 'ctx:reference', objective: 'jsd:0.5', questions: 'paced:1:1'}\n"
+    )
+    code, out, _ = gradalign("score", *TINY, "--configs", "mine.yaml", "--out", "r")
+    assert code == 0
+    assert "[bold]second" in out
+    (tmp_path / "more.yaml").write_text("- {name: third, teacher: 'ctx:reference', objective: forward_kl}\n"
+                                        "- {name: first | plain, teacher: 'ctx:reference', objective: reverse_kl}\n")  # fmt: skip
+    for suffix in ("csv", "json", "parquet", "md", "tex"):
+        code, out, _ = gradalign("rank", "r", "--configs", "more.yaml", "--by", "drive", "--out", f"t.{suffix}")
+        assert code == 0
+        assert "score with --objective forward_kl" in " ".join(out.split())
+    frames = [pd.read_csv(tmp_path / "t.csv"), pd.read_json(tmp_path / "t.json"), pd.read_parquet(tmp_path / "t.parquet")]
+    for frame in frames:
+        assert frame.configuration.tolist() == ["first | plain"]
+        assert frame.drive[0] == pytest.approx(frames[0].drive[0])
+    assert (tmp_path / "t.md").read_text().count("first \\| plain") == 1
+    assert "\\begin{tabular}" in (tmp_path / "t.tex").read_text()
+    code, _, err = gradalign("rank", "r", "--out", "t.xls")
+    assert code == 2
+    assert ".csv" in err
 
 
 def test_an_edited_template_is_another_configuration(gradalign, tmp_path):

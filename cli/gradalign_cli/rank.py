@@ -8,6 +8,9 @@ import typer
 
 def rank(
     run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
+    configs: Annotated[
+        Path | None, typer.Option(help="Rank training configurations: a YAML file of them, or a folder of such files.")
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -19,17 +22,34 @@ def rank(
     support: Annotated[str, typer.Option(help="Support of the cosines: visited or full.")] = "visited",
     draws: Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the whole table: a .csv, .json, .parquet, .md or .tex file.")
+    ] = None,
 ) -> None:
-    """Rank the teachers and objectives of a run, with intervals over questions.
+    """Rank the teachers and objectives of a run, or training configurations, with intervals over questions.
 
     **Examples**
 
     `gradalign rank runs/mine`
 
     `gradalign rank runs/mine --by gain --draws 10000`
-    """
-    from gradalign.findings import rank as rank_run
-    from gradalign.store import load_run
-    from gradalign_cli.tables import print_ranking
 
-    print_ranking(rank_run(load_run(run), by, support, draws, seed))
+    `gradalign rank runs/mine --configs configs.yaml --out ranking.csv`
+    """
+    from gradalign.configurations import load_configurations
+    from gradalign.findings import rank as rank_run
+    from gradalign.findings import rank_configurations
+    from gradalign.store import load_run
+    from gradalign_cli.tables import print_configurations, print_ranking
+    from gradalign_cli.writing import check_suffix, write_frame
+
+    if out is not None:
+        check_suffix(out)
+    if configs is None:
+        found = rank_run(load_run(run), by, support, draws, seed)
+        print_ranking(found)
+    else:
+        found = rank_configurations(load_run(run), load_configurations(configs), by, support, draws, seed)
+        print_configurations(found)
+    if out is not None:
+        write_frame(found.frame, out)

@@ -1,5 +1,6 @@
 """`gradalign score`: the main job, from a student and teachers to a ranked table."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ Interrupted or killed, the same command goes on where it was.
 
 `gradalign score builtin:boolean --budget 200k-tokens --seed 1`
 
+`gradalign score --configs configs/` scores what training configurations need, and ranks them.
+
 `gradalign score --decide` stops as soon as one teacher and objective is best; `gradalign score --dry-run` tells the cost first.
 
 The same command with a larger `--budget` goes on with a finished run: what was sampled stays and counts.
@@ -31,7 +34,8 @@ The same command with a larger `--budget` goes on with a finished run: what was 
 **Teachers** `ctx:none|correct_demo|correct_wrong_demo|wrong_demo|summary|reference|answer` or `ctx:TEMPLATE.j2` (the student itself
 under a context), `model:NAME` (another model), `model:NAME+ctx:…` (both), `ctx:…@model:NAME` (demonstrations from another model).
 
-**Objectives** `reverse_kl` (alias `gkd`), `forward_kl`, `jsd:BETA`, `sampled_kl`.
+**Objectives** `reverse_kl` (alias `gkd`), `forward_kl`, `jsd:BETA`, `sampled_kl`, `minillm:GAMMA` (`minillm:1:normalised`),
+`pbsd_target:BETA`; without a teacher `dr_grpo`, `success`.
 """
 
 
@@ -44,6 +48,12 @@ def score(
     ] = None,
     teacher: Annotated[list[str] | None, typer.Option(help="A teacher; give it once for each.")] = None,
     objective: Annotated[list[str] | None, typer.Option(help="An objective; give it once for each.")] = None,
+    configs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take teachers and objectives from training configurations, a YAML file or a folder, and rank those."
+        ),
+    ] = None,
     rollouts: Annotated[int, typer.Option(help="Base rollouts a question.")] = 64,
     budget: Annotated[
         str,
@@ -103,12 +113,16 @@ def score(
     with ProgressDisplay() as progress:
         progress.stage("starting")
         from gradalign.api import configure, default_folder, run_forecast, run_score
-        from gradalign.findings import rank
+        from gradalign.configurations import load_configurations
+        from gradalign.findings import rank, rank_configurations
         from gradalign.pipeline import Effort, Execution, parse_budget
-        from gradalign_cli.tables import print_forecast, print_ranking
+        from gradalign_cli.tables import print_configurations, print_forecast, print_ranking
 
+        configurations = load_configurations(configs) if configs is not None else ()
+        teachers = [*(teacher or ()), *_wanted((c.teacher for c in configurations), teacher)]
+        objectives = [*(objective or ()), *_wanted((c.objective for c in configurations), objective)]
         effort = Effort(parse_budget(budget), precision, confidence if decide else None)
-        config = configure(questions, student, teacher or (), objective or (), limit, max_tokens, **settings)
+        config = configure(questions, student, teachers, objectives, limit, max_tokens, **settings)
         folder = out or default_folder(config)
         execution = Execution(device, batch_size)
         forecast = run_forecast(config, execution, progress, effort=effort) if dry_run else None
@@ -123,7 +137,10 @@ def score(
         output.print("Nodes were taken outright (--node-selection top): look at them; they cannot be ranked by.")
         output.print(f"The run lies in [bold]{safe(str(folder))}[/].", soft_wrap=True)
         return
-    print_ranking(rank(run))
+    if configurations:
+        print_configurations(rank_configurations(run, configurations))
+    else:
+        print_ranking(rank(run))
     _print_outcome(run.outcome)
     output.print(
         f"The run lies in [bold]{safe(str(folder))}[/]; rank it again with `gradalign rank {safe(str(folder))}`.",
@@ -132,6 +149,11 @@ def score(
 
 
 score.__doc__ = _EXAMPLES
+
+
+def _wanted(names: Iterable[str | None], given: Sequence[str] | None) -> list[str]:
+    """What configurations want beyond what is given, each once."""
+    return [name for name in dict.fromkeys(names) if name is not None and name not in (given or ())]
 
 
 def _refuse_truncation(top_k: int | None, top_p: float | None) -> None:

@@ -3,7 +3,7 @@
 # pandas types its results too widely for these rules.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gradalign.findings import CAVEAT, Ranking, Standing
+from gradalign.findings import CAVEAT, ConfigurationRanking, Ranking, Standing
 from gradalign_cli.console import output, safe
 
 if TYPE_CHECKING:
@@ -63,11 +63,61 @@ def print_ranking(ranking: Ranking) -> None:
         output.print("'=' marks what cannot be told from the best (95% interval of the paired difference).")
     if ranking.left_out:
         output.print(f"{ranking.left_out} questions are left out: not every teacher could be scored on them.")
-    for warning in ranking.warnings:
+    _print_remarks(ranking.warnings, ranking.notes, bool(others))
+
+
+def print_configurations(ranking: ConfigurationRanking) -> None:
+    """Best first: what each configuration is, the ordering score with its interval, the paired difference to the best, and its cost."""
+    by, frame = ranking.by, ranking.frame
+    wide = output.width >= _WIDTH_FOR_ALL
+    table = Table(title=f"Ranking by {by} over {ranking.questions} questions", box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False,
+                  collapse_padding=True)  # fmt: skip
+    table.add_column("", no_wrap=True)
+    table.add_column("configuration", overflow="fold")
+    others = ["drive", "gain", "teacher_advantage"] if wide else []
+    others = [name for name in others if name != by]
+    table.add_column(_HEADS[by], justify="right", style="bold")
+    more_heads = ["P(best)", *(_HEADS[name] for name in others), "helps", "harms", "teacher tokens"]
+    for head in ("95% interval", "less the best", *(more_heads if wide else [])):
+        table.add_column(head, justify="right", no_wrap=True)
+    show = {name: _formatter(frame, name) for name in _HEADS}
+    for place, row in enumerate(frame.to_dict("records"), start=1):
+        mark = "=" if row["tied"] and place > 1 else ""
+        more = [
+            f"{row['p_best']:.2f}",
+            *(show[name](row[name]) for name in others),
+            _percent(row["helped"]),
+            _percent(row["harmed"]),
+            "-" if pd.isna(row["teacher_tokens"]) else f"{row['teacher_tokens']:,.0f}",
+        ]
+        table.add_row(
+            f"{place}{mark}",
+            safe(row["configuration"]),
+            show[by](row[by]),
+            _interval(row, by, show[by]),
+            "best" if row["difference"] == 0 and row["tied"] else _interval(row, "difference", show[by]),
+            *(more if wide else []),
+        )
+    output.print(table)
+    if frame["tied"].sum() > 1:
+        output.print("'=' marks what cannot be told from the best (95% interval of the paired difference).")
+    if frame[by].isna().any():
+        output.print(f"Configurations that weigh tokens have no {by}; `--by drive` compares all.")
+    for reason in ranking.unscored.values():
+        output.print(f"[yellow]! {safe(reason)}[/]")
+    _print_remarks(ranking.warnings, ranking.notes, wide)
+
+
+def _percent(share: float) -> str:
+    return "-" if pd.isna(share) else f"{100 * share:.0f}%"
+
+
+def _print_remarks(warnings: Sequence[str], notes: Sequence[str], all_shown: bool) -> None:
+    for warning in warnings:
         output.print(f"[yellow]! {safe(warning)}[/]")
-    for note in ranking.notes:
+    for note in notes:
         output.print(f"[dim]· {safe(note)}[/]")
-    if not others:
+    if not all_shown:
         output.print(f"[dim]· a terminal of {_WIDTH_FOR_ALL} columns shows the other scores too[/]")
     output.print(f"[dim]{CAVEAT}[/]")
 

@@ -3,7 +3,7 @@
 # pandas types its results too widely for these rules.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ CAVEAT = (
 )
 TRANSFER = ("transfer_drive", "transfer")
 RANKABLE = (*TRANSFER, *SCORES)
-_LEAST_FOR_TRANSFER = 4
+LEAST_FOR_TRANSFER = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,15 @@ def rank(run: Run, by: str | None = None, support: str = "visited", draws: int =
     if run.identity.get("node_selection") == "top":
         raise GradalignError("this run took the top nodes, for looking; score again with --node-selection pps to rank")
     found = _scored(run, support, draws, seed)
+    frame, by = tabulate(found, by)
+    shared = len(found.standing.questions)
+    notes = (*found.notes, *outcome_notes(run))
+    left_out = run.frame("questions", ["question"]).shape[0] - shared
+    return Ranking(frame, by, shared, left_out, notes, tuple(disagreements(frame, _pair_name)))
+
+
+def tabulate(found: "Scored", by: str | None, eligible: np.ndarray | None = None) -> tuple[pd.DataFrame, str]:
+    """The ranking as a frame, best first, and the score that orders it; only what is `eligible` (all unless given) can be the best."""
     by = by or ("drive" if np.isnan(found.score["transfer_drive"]).all() else "transfer_drive")
     frame = pd.DataFrame(found.keys, columns=KEYS)
     for name in RANKABLE:
@@ -69,19 +78,17 @@ def rank(run: Run, by: str | None = None, support: str = "visited", draws: int =
     if np.isnan(found.score[by]).all():
         reason = "fewer than four questions are shared" if by in TRANSFER else "no node is informative"
         raise GradalignError(f"no teacher has a {by} in this run: {reason}; score more questions or a larger --budget")
-    best = int(np.nanargmax(found.score[by]))
-    compared = compare_with_best(found.score[by], found.influence(by, best), found.draws[by])
+    rivals = np.ones(len(frame), dtype=bool) if eligible is None or np.isnan(found.score[by][eligible]).all() else eligible
+    best = int(np.nanargmax(np.where(rivals, found.score[by], np.nan)))
+    draws = np.where(rivals, found.draws[by], np.nan)
+    compared = compare_with_best(found.score[by], best, found.influence(by, best), draws)
     frame["difference"], frame["difference_low"], frame["difference_high"] = (
         compared.difference_M,
         compared.low_M,
         compared.high_M,
     )
-    frame["p_best"], frame["tied"] = compared.probability_M, compared.tied_M
-    shared = len(found.standing.questions)
-    frame = frame.sort_values(by, ascending=False, kind="stable", ignore_index=True)
-    notes = (*found.notes, *outcome_notes(run))
-    left_out = run.frame("questions", ["question"]).shape[0] - shared
-    return Ranking(frame, by, shared, left_out, notes, tuple(disagreements(frame)))
+    frame["p_best"], frame["tied"] = compared.probability_M, compared.tied_M & rivals
+    return frame.sort_values(by, ascending=False, kind="stable", ignore_index=True), by
 
 
 def paired_difference(
@@ -109,10 +116,9 @@ def paired_difference(
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
+class Scored:
     """Every score of every pair of teacher and objective: value, interval, and values on resamples of the questions (B, M)."""
 
-    keys: list[tuple[str, str]]
     standing: Standing
     score: dict[str, np.ndarray]
     low: dict[str, np.ndarray]
@@ -120,7 +126,12 @@ class _Scored:
     draws: dict[str, np.ndarray]
     notes: list[str]
     transfer: Transfer | None
-    sketch_error: np.ndarray | float
+    sketch_error: np.ndarray
+
+    @property
+    def keys(self) -> tuple[tuple[str, str], ...]:
+        """What is ranked."""
+        return self.standing.keys
 
     def influence(self, by: str, other: int | None = None) -> np.ndarray | None:
         """Each question's influence on every score, less that of pair `other` if given: (M, Q); None where only resamples tell."""
@@ -135,14 +146,31 @@ class _Scored:
         return pair_influence(pairs if other is None else pairs - pairs[other])
 
 
-def _scored(run: Run, support: str, draws: int, seed: int) -> _Scored:
+def _scored(run: Run, support: str, draws: int, seed: int) -> Scored:
     scores, teachers = run.frame("scores"), run.identity["teachers"]
     if scores.empty:
         raise GradalignError(f"no question could be scored under any teacher ({'; '.join(outcome_notes(run))})")
     standing = standing_of(scores, teachers, run.identity["objectives"])
     if not standing.questions:
         raise GradalignError("the teachers share no question; the run's `skipped` table says why: rank fewer teachers together")
-    sums = _question_sums(_scored_rows(run, support), standing)
+    sums = _question_sums(scored_rows(run, support), standing)
+    present = {teacher for teacher, _ in standing.keys}
+    notes = [_absent(teacher, run) for teacher in teachers if teacher not in present]
+    steps = steps_of(run, standing.keys, standing.questions) if len(standing.questions) >= LEAST_FOR_TRANSFER else None
+    error = np.full(len(standing.keys), np.nan) if steps is None else steps.sketch_error()
+    return assess(standing, sums, None if steps is None else steps.transfer(), error, notes, draws, seed)
+
+
+def assess(
+    standing: Standing,
+    sums: ScoreSums,
+    moved: Transfer | None,
+    sketch_error: np.ndarray,
+    notes: list[str],
+    draws: int,
+    seed: int,
+) -> Scored:
+    """Every score with its interval and resamples, from sums (M, Q) over the nodes of each question and transfer between them."""
     questions = len(standing.questions)
     counts = bootstrap_counts(questions, draws, seed) / questions
     score, drawn = (
@@ -151,13 +179,8 @@ def _scored(run: Run, support: str, draws: int, seed: int) -> _Scored:
     )
     if questions == 1:  # one question says nothing of how questions differ
         drawn = {name: np.full_like(values, np.nan) for name, values in drawn.items()}
-    present = {teacher for teacher, _ in standing.keys}
-    notes = [_absent(teacher, run) for teacher in teachers if teacher not in present]
-    steps = steps_of(run, standing.keys, standing.questions) if questions >= _LEAST_FOR_TRANSFER else None
-    moved = None if steps is None else steps.transfer()
     nothing = np.full(len(standing.keys), np.nan)
-    error = nothing if steps is None else steps.sketch_error()
-    found = _Scored(list(standing.keys), standing, score, {}, {}, drawn, notes, moved, error)
+    found = Scored(standing, score, {}, {}, drawn, notes, moved, sketch_error)
     score["transfer_drive"], score["transfer"] = (nothing, nothing) if moved is None else (moved.drive_M, moved.unit_M)
     for name in RANKABLE:
         influence = found.influence(name)
@@ -170,21 +193,28 @@ def _scored(run: Run, support: str, draws: int, seed: int) -> _Scored:
     return found
 
 
-def disagreements(frame: pd.DataFrame) -> list[str]:
-    """Where what a teacher does to the very questions it teaches and what a step does to others point apart, in plain words."""
+def disagreements(frame: pd.DataFrame, name: Callable[[dict], str]) -> list[str]:
+    """Where what a teacher does to the very questions it teaches and what a step does to others point apart, in plain words.
+
+    `name` says what a row is called.
+    """
     found = []
     for row in frame.to_dict("records"):
         if not (row["teacher_advantage_low"] > 0 or row["drive_low"] > 0) or not row["transfer_drive"] <= 0:
             continue
         effect = "would lower other questions" if row["transfer_drive_high"] < 0 else "shows no sign of helping other questions"
         found.append(
-            f"{row['teacher']} with {row['objective']}: on the questions it teaches this teacher does better than the student, "
+            f"{name(row)}: on the questions it teaches this teacher does better than the student, "
             f"yet a step on it {effect}. It may know what the student cannot, such as a leaked answer."
         )
     return found
 
 
-def _scored_rows(run: Run, support: str) -> pd.DataFrame:
+def _pair_name(row: dict) -> str:
+    return f"{row['teacher']} with {row['objective']}"
+
+
+def scored_rows(run: Run, support: str) -> pd.DataFrame:
     """Alignment rows of the scored nodes with the node's numbers beside them."""
     suffix = "_visited" if support == "visited" else ""
     nodes = run.frame("nodes", ["question", "node", "scored", "informative", f"g_norm2{suffix}", f"g_norm2{suffix}_raw"])
@@ -199,16 +229,7 @@ def _scored_rows(run: Run, support: str) -> pd.DataFrame:
 
 def _question_sums(rows: pd.DataFrame, standing: Standing) -> ScoreSums:
     """Sums (M, Q) over the nodes of each shared question: the linear ones over all nodes, those of the cosines over chosen nodes."""
-    weight = rows["weight"]
-    useful = rows["informative"].astype(bool) & rows["cos"].notna()
-    weighted = pd.DataFrame({
-        "cos_dot": weight * rows["cos_dot"],
-        "cos_g2": weight * rows["g_norm2"],
-        "cos_d2": weight * rows["cos_d2"],
-        "cos_lengths": weight * np.sqrt(rows["g_norm2_raw"] * rows["cos_d2"]),
-        "cos": (weight * rows["cos"]).where(useful, 0.0),
-        "informative": weight.where(useful, 0.0),
-    })  # fmt: skip
+    weighted = weigh(rows, rows["weight"])
     grouped = weighted.groupby([rows["teacher"], rows["objective"], rows["question"]]).sum()
     wanted = pd.MultiIndex.from_tuples(
         [(*key, q) for key in standing.keys for q in standing.questions], names=[*KEYS, "question"]
@@ -218,6 +239,19 @@ def _question_sums(rows: pd.DataFrame, standing: Standing) -> ScoreSums:
     return ScoreSums(
         weight=standing.length_MQ, dot=standing.dot_MQ, d_norm2=standing.d_norm2_MQ, advantage=standing.advantage_MQ, **arrays
     )
+
+
+def weigh(rows: pd.DataFrame, weight: pd.Series) -> pd.DataFrame:
+    """What the cosines' sums are made of, row by row, each node with its weight."""
+    useful = rows["informative"].astype(bool) & rows["cos"].notna()
+    return pd.DataFrame({
+        "cos_dot": weight * rows["cos_dot"],
+        "cos_g2": weight * rows["g_norm2"],
+        "cos_d2": weight * rows["cos_d2"],
+        "cos_lengths": weight * np.sqrt(rows["g_norm2_raw"] * rows["cos_d2"].clip(lower=0)),
+        "cos": (weight * rows["cos"]).where(useful, 0.0),
+        "informative": weight.where(useful, 0.0),
+    })  # fmt: skip
 
 
 def _absent(teacher: str, run: Run) -> str:

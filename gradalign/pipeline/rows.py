@@ -62,7 +62,7 @@ def question_rows(result: QuestionResult, config: RunConfig) -> Rows:
         "questions": [_question_row(result)],
         "contexts": [_context_row(result.question, prompt) for prompt in result.prompts],
         "rollouts": _rollout_rows(result, config),
-        "nodes": [] if scored is None else _node_rows(result.question, scored),
+        "nodes": [] if scored is None else _node_rows(result, scored),
         "branches": [] if scored is None else _branch_rows(result.question, scored),
         "teachers": [] if scored is None else _teacher_rows(result, scored),
         "alignment": [] if scored is None else _alignment_rows(result, scored, config),
@@ -135,10 +135,14 @@ def _grade_cells(grade: Grade) -> dict[str, Any]:
     return {"reward": grade.reward, "outcome": grade.outcome, "read_answer": grade.answer}
 
 
-def _node_rows(question: Question, scored: Scored) -> list[dict[str, Any]]:
+def _node_rows(result: QuestionResult, scored: Scored) -> list[dict[str, Any]]:
+    question = result.question
     tree, survey, evidence, full, visited = scored.tree, scored.survey, scored.evidence, scored.full, scored.visited
     place = {int(row): m for m, row in enumerate(evidence.rows)}
     visits, windows, priority = tree.visits(), depth_window(tree.depth), survey.priority_N
+    lost = np.array([1.0 - rollout.grade.reward for rollout in result.rollouts])
+    origin_RT = tree.origin_RT()
+    wrong = np.bincount(origin_RT[origin_RT >= 0], np.repeat(lost, (origin_RT >= 0).sum(1)), minlength=len(tree))
     rows = []
     for n, node in enumerate(survey.nodes):
         rows.append({
@@ -149,6 +153,7 @@ def _node_rows(question: Question, scored: Scored) -> list[dict[str, Any]]:
             "depth": int(tree.depth[node]),
             "window": int(windows[node]),
             "visits": int(visits[node]),
+            "visits_wrong": float(wrong[node]),
             "priority": priority[n],
             "inclusion": known(scored.plan.inclusion_N[n]),
             "scored": n in place,

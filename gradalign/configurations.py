@@ -1,0 +1,218 @@
+"""Training configurations as users write them down: who teaches, by which objective, and how questions and tokens are weighted.
+
+A YAML file holds a list, or a mapping whose key `configurations` holds it:
+
+    - name: paced forward KL
+      teacher: ctx:correct_demo
+      objective: forward_kl
+      questions: paced:1:1
+      tokens: all
+
+`load_configurations` reads one, or every one in a folder; whatever is wrong is named with its file and line. Nothing in a file is executed.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from jaxtyping import Float
+
+from gradalign.contexts import parse_teacher
+from gradalign.types import REWARDS, GradalignError
+
+QuestionKind = Literal["uniform", "paced"]
+TokenKind = Literal["all", "incorrect_paths", "entropy_top", "positive_alignment"]
+_QUESTIONS = "uniform or paced:ALPHA:BETA, as paced:1:1"
+_TOKENS = "all, incorrect_paths, entropy_top:SHARE (as entropy_top:0.2) or positive_alignment"
+
+
+@dataclass(frozen=True)
+class QuestionWeighting:
+    """How much each question counts in training: all alike, or w(p) = p^alpha (1 - p)^beta of its pass rate (PACED, arXiv 2603.11178)."""
+
+    kind: QuestionKind = "uniform"
+    alpha: float = 1.0
+    beta: float = 1.0
+
+    def weights(self, pass_rate_Q: Float[np.ndarray, " Q"]) -> Float[np.ndarray, " Q"]:
+        """Weights of mean 1; NaN if every question would have weight 0."""
+        if self.kind == "uniform":
+            return np.ones(len(pass_rate_Q))
+        weight = pass_rate_Q**self.alpha * (1 - pass_rate_Q) ** self.beta
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return weight / weight.mean()
+
+    def __str__(self) -> str:
+        return "uniform" if self.kind == "uniform" else f"paced:{self.alpha:g}:{self.beta:g}"
+
+
+@dataclass(frozen=True)
+class TokenWeighting:
+    """Which tokens count: all, those on paths that ended wrong, the `share` of highest entropy, or those with positive alignment.
+
+    `positive_alignment` knows the answer that training would have to find: an oracle analysis, not a configuration to train.
+    """
+
+    kind: TokenKind = "all"
+    share: float = 1.0
+
+    def __str__(self) -> str:
+        return f"entropy_top:{self.share:g}" if self.kind == "entropy_top" else self.kind
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A training configuration. `teacher` is None where the objective looks at rewards alone (`dr_grpo`, `success`)."""
+
+    name: str
+    objective: str
+    teacher: str | None = None
+    questions: QuestionWeighting = QuestionWeighting()
+    tokens: TokenWeighting = TokenWeighting()
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, in a line."""
+        if not self.name.strip():
+            raise GradalignError("a configuration needs a name")
+        if not self.objective.strip():
+            raise GradalignError(f"configuration {self.name!r} needs an objective")
+        if self.teacher is not None:
+            parse_teacher(self.teacher)
+        if not 0 < self.temperature < np.inf:
+            raise GradalignError(f"configuration {self.name!r} has temperature {self.temperature}; it must be above 0")
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Teacher and objective as the rows of a run name them."""
+        return self.teacher or REWARDS, self.objective
+
+    def as_dict(self) -> dict[str, Any]:
+        """The configuration as it would be written in YAML."""
+        return asdict(self) | {"questions": str(self.questions), "tokens": str(self.tokens)}
+
+
+def parse_questions(text: str) -> QuestionWeighting:
+    """`uniform`, `paced` or `paced:ALPHA:BETA`."""
+    kind, *numbers = text.split(":")
+    if kind == "uniform" and not numbers:
+        return QuestionWeighting()
+    if kind == "paced" and len(numbers) in (0, 2):
+        alpha, beta = _numbers(numbers, f"questions {text!r} is not understood; write {_QUESTIONS}") if numbers else (1.0, 1.0)
+        if alpha >= 0 and beta >= 0:
+            return QuestionWeighting("paced", alpha, beta)
+    raise GradalignError(f"questions {text!r} is not understood; write {_QUESTIONS}")
+
+
+def parse_tokens(text: str) -> TokenWeighting:
+    """`all`, `incorrect_paths`, `entropy_top:SHARE` or `positive_alignment`."""
+    message = f"tokens {text!r} is not understood; write {_TOKENS}"
+    kind, _, share = text.partition(":")
+    if kind == "entropy_top":
+        (value,) = _numbers([share], message)
+        if 0 < value <= 1:
+            return TokenWeighting("entropy_top", value)
+    elif kind in ("all", "incorrect_paths", "positive_alignment") and not share:
+        return TokenWeighting(kind)
+    raise GradalignError(message)
+
+
+def _numbers(texts: Sequence[str], message: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(text) for text in texts)
+    except ValueError as error:
+        raise GradalignError(message) from error
+    if not np.isfinite(values).all():
+        raise GradalignError(message)
+    return values
+
+
+_SETTINGS = ("name", "teacher", "objective", "questions", "tokens", "temperature")
+
+
+def load_configurations(path: str | Path) -> tuple[Configuration, ...]:
+    """Every configuration of a YAML file, or of all `.yaml` files of a folder in the order of their names."""
+    place = Path(path).expanduser()
+    files = sorted(place.glob("*.yaml")) if place.is_dir() else [place]
+    if not files:
+        raise GradalignError(f"folder {place} holds no .yaml file; give a file of configurations")
+    found: list[Configuration] = []
+    for file in files:
+        found += _read(file)
+    names = [configuration.name for configuration in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise GradalignError(f"two configurations in {place} are named {twice!r}; give each a name of its own")
+    return tuple(found)
+
+
+def _read(file: Path) -> list[Configuration]:
+    try:
+        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise GradalignError(f"configurations {file} cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise GradalignError(f"{file}{line}: not YAML: {error.problem}") from error
+    if isinstance(node, yaml.MappingNode):
+        entries = _entries(node, ("configurations",), file)
+        node = entries.get("configurations")
+    if not isinstance(node, yaml.SequenceNode) or not node.value:
+        raise GradalignError(f"{file}: holds no list of configurations; begin each with `- name: …`")
+    return [_configuration(item, file) for item in node.value]
+
+
+def _entries(node: yaml.MappingNode, known: Sequence[str], file: Path) -> dict[str, yaml.Node]:
+    """Values by key; an unknown key, or one given twice, is refused with its line."""
+    found: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        if key.value not in known:
+            close = difflib.get_close_matches(str(key.value), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+            raise GradalignError(f"{_at(file, key)}: no setting {key.value!r}; {hint}")
+        if key.value in found:
+            raise GradalignError(f"{_at(file, key)}: setting {key.value!r} is given twice; leave one out")
+        found[key.value] = value
+    return found
+
+
+def _configuration(node: yaml.Node, file: Path) -> Configuration:
+    if not isinstance(node, yaml.MappingNode):
+        raise GradalignError(f"{_at(file, node)}: a configuration is a mapping; begin it with `- name: …`")
+    values = {key: _scalar(value, key, file) for key, value in _entries(node, _SETTINGS, file).items()}
+    for needed in ("name", "objective"):
+        if needed not in values:
+            raise GradalignError(f"{_at(file, node)}: a configuration needs `{needed}:`")
+    places = dict(_entries(node, _SETTINGS, file))
+    settings: dict[str, Any] = {key: values[key] for key in ("name", "objective", "teacher") if key in values}
+    for key, parse in (("questions", parse_questions), ("tokens", parse_tokens), ("temperature", _temperature)):
+        if key in values:
+            settings[key] = _placed(lambda key=key, parse=parse: parse(values[key]), _at(file, places[key]))
+    where = places.get("teacher", node)
+    return _placed(lambda: Configuration(**settings), _at(file, where))
+
+
+def _temperature(text: str) -> float:
+    return _numbers([text], f"temperature {text!r} is not a number")[0]
+
+
+def _scalar(node: yaml.Node, key: str, file: Path) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise GradalignError(f"{_at(file, node)}: {key} is one word or number, not a list or mapping")
+    return str(node.value)
+
+
+def _placed(make: Any, place: str) -> Any:
+    """What `make` gives; what it refuses is named with its place."""
+    try:
+        return make()
+    except GradalignError as error:
+        raise GradalignError(f"{place}: {error}") from error
+
+
+def _at(file: Path, node: yaml.Node) -> str:
+    return f"{file}, line {node.start_mark.line + 1}"

@@ -1,0 +1,224 @@
+"""Rank training configurations from the stored rows of a run: weights of questions and tokens are put on what was scored once."""
+
+# pandas types its results too widely for these rules.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportReturnType=false, reportOptionalOperand=false
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradalign.alignment import ScoreSums
+from gradalign.configurations import Configuration, TokenWeighting
+from gradalign.findings.ranking import (
+    LEAST_FOR_TRANSFER,
+    RANKABLE,
+    assess,
+    disagreements,
+    outcome_notes,
+    scored_rows,
+    tabulate,
+    weigh,
+)
+from gradalign.findings.standing import KEYS, Standing, standing_of
+from gradalign.findings.steps import Steps, steps_of
+from gradalign.store import Run
+from gradalign.transfer import Transfer
+from gradalign.types import GradalignError
+
+_SURE = 1.96
+_LINEAR_COLUMNS = ("length", "dot", "dot_se", "d_norm2", "advantage")
+
+
+@dataclass(frozen=True, eq=False)
+class ConfigurationRanking:
+    """Configurations of a run as a frame, best first, and those that the run cannot tell of, each with its reason.
+
+    Columns: configuration, teacher, objective, questions, tokens, oracle (knows what training would have to find); the scores as in a
+    `Ranking`; `helped` and `harmed`, the shares of questions whose own <g, d> is above or below 0 by 1.96 standard errors (missing where
+    the direction is itself estimated); `context_tokens`, mean length of the teacher's prompt, and `teacher_tokens`, tokens that the
+    teacher reads for one rollout.
+    """
+
+    frame: pd.DataFrame
+    by: str
+    questions: int
+    unscored: dict[str, str]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def rank_configurations(
+    run: Run,
+    configurations: Sequence[Configuration],
+    by: str | None = None,
+    support: str = "visited",
+    draws: int = 2000,
+    seed: int = 0,
+) -> ConfigurationRanking:
+    """Rank configurations on the questions that all their teachers share.
+
+    Question weights have mean 1 over these questions and multiply what a question's step adds; pass rates are those of the base rollouts.
+    Token weights take sums from the chosen nodes over their chance of being chosen; transfer is known for `tokens: all` only, and what
+    has no value of the ordering score stands last. An oracle analysis is never the best.
+    """
+    if by is not None and by not in RANKABLE:
+        raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(RANKABLE)}")
+    if run.identity.get("node_selection") == "top":
+        raise GradalignError("this run took the top nodes, for looking; score again with --node-selection pps to rank")
+    scores = run.frame("scores")
+    reasons = {c.name: _reason(c, run, scores) for c in configurations}
+    usable = [c for c in configurations if reasons[c.name] is None]
+    unscored = {name: reason for name, reason in reasons.items() if reason is not None}
+    if not usable:
+        raise GradalignError(
+            f"the run can tell of none of these configurations: {'; '.join(unscored.values()) or 'none is given'}"
+        )
+    pairs = list(dict.fromkeys(c.pair for c in usable))
+    mine = scores[[pair in pairs for pair in zip(scores["teacher"], scores["objective"], strict=True)]]
+    base = standing_of(mine, [teacher for teacher, _ in pairs], [objective for _, objective in pairs])
+    if not base.questions:
+        raise GradalignError("the teachers of these configurations share no question; rank fewer of them together")
+    questions = run.frame("questions").set_index("question")
+    pass_rate = questions.loc[list(base.questions), "pass_rate"].to_numpy(dtype=np.float64)
+    weights = {c.name: c.questions.weights(pass_rate) for c in usable}
+    empty = [name for name, weight in weights.items() if np.isnan(weight).any()]
+    if empty:
+        raise GradalignError(f"configuration {empty[0]!r} gives every question weight 0: all pass rates are 0 or 1")
+    rows = _with_factors(scored_rows(run, support), run, base.questions)
+    found = [_configured(c, base, rows, weights[c.name]) for c in usable]
+    standing = Standing(
+        tuple((c.name, "") for c in usable), base.questions,
+        *(np.stack([part[name] for part in found]) for name in _LINEAR_COLUMNS),
+    )  # fmt: skip
+    names = [name for name in found[0] if name not in _LINEAR_COLUMNS]
+    sums = ScoreSums(
+        weight=standing.length_MQ, dot=standing.dot_MQ, d_norm2=standing.d_norm2_MQ, advantage=standing.advantage_MQ,
+        **{name: np.stack([part[name] for part in found]) for name in names},
+    )  # fmt: skip
+    steps = steps_of(run, base.keys, base.questions) if len(base.questions) >= LEAST_FOR_TRANSFER else None
+    moved, error = _transfer(usable, base, steps, weights)
+    assessed = assess(standing, sums, moved, error, [], draws, seed)
+    frame, by = tabulate(assessed, by, np.array([c.tokens.kind != "positive_alignment" for c in usable]))
+    frame = _described(frame, usable, run, base, found)
+    warnings = disagreements(frame[~frame["oracle"].astype(bool)], lambda row: str(row["configuration"]))
+    return ConfigurationRanking(frame, by, len(base.questions), unscored, tuple(outcome_notes(run)), tuple(warnings))
+
+
+def _reason(configuration: Configuration, run: Run, scores: pd.DataFrame) -> str | None:
+    """Why the run cannot tell of a configuration, and the mend; None if it can."""
+    teacher, objective = configuration.pair
+    name, identity = configuration.name, run.identity
+    if configuration.teacher is not None and teacher not in identity["teachers"]:
+        return f"{name}: the run has no teacher {teacher}; score with --teacher {teacher}"
+    if objective not in identity["objectives"]:
+        return f"{name}: the run has no objective {objective}; score with --objective {objective}"
+    if configuration.temperature != identity["temperature"]:
+        return f"{name}: the run has temperature {identity['temperature']:g}; score with --temperature {configuration.temperature:g}"
+    if not ((scores["teacher"] == teacher) & (scores["objective"] == objective)).any():
+        return f"{name}: {objective} under {teacher} was scored on no question"
+    return None
+
+
+def _with_factors(rows: pd.DataFrame, run: Run, questions: Sequence[str]) -> pd.DataFrame:
+    """Rows of scored nodes with what token weightings look at: place of the entropy among all visited tokens, share on wrong paths."""
+    nodes = run.frame("nodes", ["question", "node", "visits", "visits_wrong", "student_entropy"])
+    nodes = nodes[nodes["question"].isin(questions)]
+    entropy, visits = nodes["student_entropy"].to_numpy().round(9), nodes["visits"].to_numpy()
+    levels, at = np.unique(-entropy, return_inverse=True)
+    held = np.bincount(at, visits, minlength=len(levels))
+    higher = (np.cumsum(held) - held)[at] / visits.sum()  # share of visited tokens with higher entropy
+    factors = nodes.assign(entropy_rank=higher, wrong=nodes["visits_wrong"] / nodes["visits"])
+    advantage = run.frame("teachers", ["question", "node", "teacher", "advantage"])
+    rows = rows[rows["question"].isin(questions)].merge(
+        factors[["question", "node", "entropy_rank", "wrong"]], on=["question", "node"]
+    )
+    return rows.merge(advantage, on=["question", "node", "teacher"], how="left")
+
+
+def _factor(tokens: TokenWeighting, rows: pd.DataFrame) -> Any:
+    """How much each scored node counts, as a series."""
+    if tokens.kind == "incorrect_paths":
+        return rows["wrong"]
+    if tokens.kind == "entropy_top":
+        return (rows["entropy_rank"] < tokens.share).astype(float)
+    if tokens.kind == "positive_alignment":
+        return (rows["dot"] > 0).astype(float)
+    return pd.Series(1.0, index=rows.index)
+
+
+def _configured(
+    configuration: Configuration, base: Standing, rows: pd.DataFrame, weight_Q: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Sums of one configuration by question, with its weights."""
+    m = base.keys.index(configuration.pair)
+    mine = rows[(rows["teacher"] == configuration.pair[0]) & (rows["objective"] == configuration.pair[1])]
+    factor = mine["weight"] * _factor(configuration.tokens, mine)
+
+    def by_question(values: pd.Series) -> np.ndarray:
+        return values.groupby(mine["question"]).sum().reindex(list(base.questions)).fillna(0.0).to_numpy(dtype=np.float64)
+
+    cosines = {str(name): by_question(column) for name, column in weigh(mine, factor).items()}
+    if configuration.tokens.kind == "all":
+        linear = {
+            "dot": base.dot_MQ[m],
+            "dot_se": base.noise_MQ[m],
+            "d_norm2": base.d_norm2_MQ[m],
+            "advantage": base.advantage_MQ[m],
+        }
+    else:
+        linear = {
+            "dot": by_question(factor * mine["dot"].fillna(0.0)),
+            "dot_se": np.full(len(base.questions), np.nan),
+            "d_norm2": by_question(factor * mine["d_norm2"]),
+            "advantage": by_question(factor * mine["advantage"]),
+        }
+    linear["length"] = base.length_MQ[m]
+    return {name: weight_Q * values for name, values in (linear | cosines).items()}
+
+
+def _transfer(
+    usable: Sequence[Configuration], base: Standing, steps: Steps | None, weights: dict[str, np.ndarray]
+) -> tuple[Transfer | None, np.ndarray]:
+    """Transfer of each configuration, NaN where its tokens are weighted; and what the sketch adds to its error."""
+    if steps is None:
+        return None, np.full(len(usable), np.nan)
+    at = [base.keys.index(c.pair) for c in usable]
+    chosen = Steps(steps.cross_MQQ[at], steps.among_MQQ[at], steps.ideal_QQ, steps.length)
+    moved = chosen.transfer(np.stack([weights[c.name] for c in usable]))
+    unknown = np.array([c.tokens.kind != "all" for c in usable])
+    for array in (moved.drive_M, moved.unit_M, moved.drive_MQQ, moved.unit_MQQ):
+        array[unknown] = np.nan
+    return moved, np.where(unknown, np.nan, chosen.sketch_error())
+
+
+def _described(
+    frame: pd.DataFrame, usable: Sequence[Configuration], run: Run, base: Standing, found: Sequence[dict[str, np.ndarray]]
+) -> pd.DataFrame:
+    """The frame with what each configuration is, whom it helps and what its teacher reads."""
+    contexts = run.frame("contexts", ["question", "teacher", "length"])
+    length = contexts[contexts["question"].isin(base.questions)].groupby("teacher")["length"].mean()
+    described = []
+    for c, part in zip(usable, found, strict=True):
+        known = ~np.isnan(part["dot_se"]).any()
+        read = length.get(c.teacher, np.nan) if c.teacher is not None else 0.0
+        rollout = base.length_MQ[0].mean() if c.teacher is not None else 0.0
+        described.append({
+            KEYS[0]: c.name,
+            "of": c.teacher or "",
+            "by": c.objective,
+            "questions": str(c.questions),
+            "tokens": str(c.tokens),
+            "oracle": c.tokens.kind == "positive_alignment",
+            "helped": float((part["dot"] > _SURE * part["dot_se"]).mean()) if known else np.nan,
+            "harmed": float((part["dot"] < -_SURE * part["dot_se"]).mean()) if known else np.nan,
+            "context_tokens": read,
+            "teacher_tokens": read + rollout,
+        })  # fmt: skip
+    whole = frame.drop(columns=KEYS[1]).merge(pd.DataFrame(described), on=KEYS[0], how="left", sort=False)
+    whole = whole.rename(columns={KEYS[0]: "configuration", "of": "teacher", "by": "objective"})
+    first = ["configuration", "teacher", "objective", "questions", "tokens", "oracle"]
+    return whole[[*first, *(column for column in whole.columns if column not in first)]]
