@@ -2,9 +2,10 @@
 
 A YAML file holds a list, or a mapping whose key `configurations` holds it:
 
-    - name: paced forward KL
+    - name: paced, two stages
       teacher: ctx:correct_demo
-      objective: forward_kl
+      objective: [forward_kl, reverse_kl]
+      step: 1
       questions: paced:1:1
       tokens: all
 
@@ -13,7 +14,7 @@ A YAML file holds a list, or a mapping whose key `configurations` holds it:
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,11 +67,17 @@ class TokenWeighting:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A training configuration. `teacher` is None where the objective looks at rewards alone (`dr_grpo`, `success`)."""
+    """A training configuration. `teacher` is None where the objective looks at rewards alone (`dr_grpo`, `success`).
+
+    With `then`, half of the training follows that objective, at the policy that a step of size `step` (in the logits, along the first
+    objective's direction) would give.
+    """
 
     name: str
     objective: str
     teacher: str | None = None
+    then: str | None = None
+    step: float = 1.0
     questions: QuestionWeighting = QuestionWeighting()
     tokens: TokenWeighting = TokenWeighting()
     temperature: float = 1.0
@@ -83,34 +90,37 @@ class Configuration:
             raise GradalignError(f"configuration {self.name!r} needs an objective")
         if self.teacher is not None:
             parse_teacher(self.teacher)
+        if not 0 < self.step < np.inf:
+            raise GradalignError(f"configuration {self.name!r} has step {self.step}; it must be above 0")
         if not 0 < self.temperature < np.inf:
             raise GradalignError(f"configuration {self.name!r} has temperature {self.temperature}; it must be above 0")
 
     @property
-    def pair(self) -> tuple[str, str]:
-        """Teacher and objective as the rows of a run name them."""
-        return self.teacher or REWARDS, self.objective
+    def objectives(self) -> tuple[str, ...]:
+        """The objective of each stage as the rows of a run name it."""
+        return (self.objective,) if self.then is None else (self.objective, f"{self.then}@{self.objective}*{self.step:g}")
 
-    def as_dict(self) -> dict[str, Any]:
-        """The configuration as it would be written in YAML."""
-        return asdict(self) | {"questions": str(self.questions), "tokens": str(self.tokens)}
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Teacher and objective of each stage as the rows of a run name them."""
+        return tuple((self.teacher or REWARDS, objective) for objective in self.objectives)
 
 
-def parse_questions(text: str) -> QuestionWeighting:
-    """`uniform`, `paced` or `paced:ALPHA:BETA`."""
+def parse_questions(text: str, key: str = "questions") -> QuestionWeighting:
+    """`uniform`, `paced` or `paced:ALPHA:BETA`; `key` is what a fault calls it."""
     kind, *numbers = text.split(":")
     if kind == "uniform" and not numbers:
         return QuestionWeighting()
     if kind == "paced" and len(numbers) in (0, 2):
-        alpha, beta = _numbers(numbers, f"questions {text!r} is not understood; write {_QUESTIONS}") if numbers else (1.0, 1.0)
+        alpha, beta = _numbers(numbers, f"{key} {text!r} is not understood; write {_QUESTIONS}") if numbers else (1.0, 1.0)
         if alpha >= 0 and beta >= 0:
             return QuestionWeighting("paced", alpha, beta)
-    raise GradalignError(f"questions {text!r} is not understood; write {_QUESTIONS}")
+    raise GradalignError(f"{key} {text!r} is not understood; write {_QUESTIONS}")
 
 
-def parse_tokens(text: str) -> TokenWeighting:
-    """`all`, `incorrect_paths`, `entropy_top:SHARE` or `positive_alignment`."""
-    message = f"tokens {text!r} is not understood; write {_TOKENS}"
+def parse_tokens(text: str, key: str = "tokens") -> TokenWeighting:
+    """`all`, `incorrect_paths`, `entropy_top:SHARE` or `positive_alignment`; `key` is what a fault calls it."""
+    message = f"{key} {text!r} is not understood; write {_TOKENS}"
     kind, _, share = text.partition(":")
     if kind == "entropy_top":
         (value,) = _numbers([share], message)
@@ -131,7 +141,7 @@ def _numbers(texts: Sequence[str], message: str) -> tuple[float, ...]:
     return values
 
 
-_SETTINGS = ("name", "teacher", "objective", "questions", "tokens", "temperature")
+_SETTINGS = ("name", "teacher", "objective", "step", "questions", "tokens", "temperature")
 
 
 def load_configurations(path: str | Path) -> tuple[Configuration, ...]:
@@ -183,21 +193,32 @@ def _entries(node: yaml.MappingNode, known: Sequence[str], file: Path) -> dict[s
 def _configuration(node: yaml.Node, file: Path) -> Configuration:
     if not isinstance(node, yaml.MappingNode):
         raise GradalignError(f"{_at(file, node)}: a configuration is a mapping; begin it with `- name: …`")
-    values = {key: _scalar(value, key, file) for key, value in _entries(node, _SETTINGS, file).items()}
+    places = _entries(node, _SETTINGS, file)
     for needed in ("name", "objective"):
-        if needed not in values:
+        if needed not in places:
             raise GradalignError(f"{_at(file, node)}: a configuration needs `{needed}:`")
-    places = dict(_entries(node, _SETTINGS, file))
-    settings: dict[str, Any] = {key: values[key] for key in ("name", "objective", "teacher") if key in values}
-    for key, parse in (("questions", parse_questions), ("tokens", parse_tokens), ("temperature", _temperature)):
-        if key in values:
-            settings[key] = _placed(lambda key=key, parse=parse: parse(values[key]), _at(file, places[key]))
-    where = places.get("teacher", node)
-    return _placed(lambda: Configuration(**settings), _at(file, where))
+    settings: dict[str, Any] = {"name": _scalar(places["name"], "name", file)}
+    settings |= dict(zip(("objective", "then"), _stages(places["objective"], file), strict=False))
+    if "teacher" in places:
+        settings["teacher"] = _scalar(places["teacher"], "teacher", file)
+    for key, parse in (("questions", parse_questions), ("tokens", parse_tokens), ("temperature", _number), ("step", _number)):
+        if key in places:
+            text = _scalar(places[key], key, file)
+            settings[key] = _placed(lambda parse=parse, text=text, key=key: parse(text, key), _at(file, places[key]))
+    return _placed(lambda: Configuration(**settings), _at(file, places.get("teacher", node)))
 
 
-def _temperature(text: str) -> float:
-    return _numbers([text], f"temperature {text!r} is not a number")[0]
+def _stages(node: yaml.Node, file: Path) -> list[str]:
+    """One objective, or a list of two that follow each other."""
+    if not isinstance(node, yaml.SequenceNode):
+        return [_scalar(node, "objective", file)]
+    if len(node.value) not in (1, 2):
+        raise GradalignError(f"{_at(file, node)}: objective lists {len(node.value)} stages; give one or two")
+    return [_scalar(item, "objective", file) for item in node.value]
+
+
+def _number(text: str, key: str) -> float:
+    return _numbers([text], f"{key} {text!r} is not a number")[0]
 
 
 def _scalar(node: yaml.Node, key: str, file: Path) -> str:

@@ -10,7 +10,7 @@ an expectation over rollouts (`NodeSignals`).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -111,6 +111,37 @@ class _ForwardKL(Objective):
         return signals.teacher_logprobs.exp() - signals.student_logprobs.exp()
 
 
+@dataclass(frozen=True)
+class After(Objective):
+    """An objective at the policy that a step of another one would give: pi' = softmax(log pi + eta d_first), at every node.
+
+    Written `SECOND@FIRST*ETA`. Directions are those of the second objective in the logits of pi'. Success after a token, and how
+    often nodes are visited, are those of pi: the step is small.
+    """
+
+    first: Objective | None = None
+    second: Objective | None = None
+    eta: float = 1.0
+
+    def moved(self, signals: NodeSignals) -> NodeSignals:
+        """The same signals for the student after the first objective's step."""
+        assert self.first is not None
+        step = self.eta * self.first.direction(signals)
+        return replace(signals, student_logprobs=torch.log_softmax(signals.student_logprobs + step, dim=-1))
+
+    def direction(self, signals: NodeSignals) -> NV:
+        assert self.second is not None
+        return self.second.direction(self.moved(signals))
+
+    def lift(self, signals: NodeSignals) -> NV:
+        """What makes sum_k pi_k lift_k S_k the product <g', d>, with g' the ideal direction at pi': (N, V)."""
+        assert self.second is not None
+        moved = self.moved(signals)
+        probs, d = moved.student_logprobs.exp(), self.second.direction(moved)
+        ratio = (moved.student_logprobs - signals.student_logprobs).exp()
+        return torch.where(probs > 0, ratio * (d - (probs * d).sum(-1, keepdim=True)), 0.0)
+
+
 def ideal_direction(student_logprobs: NV, success: NV, support: Bool[Tensor, "N V"] | None = None) -> NV:
     """Ascent direction of J = sum_k pi_k S_k in the logits: g_j = pi_j (S_j - mean S) (policy gradient of a softmax).
 
@@ -134,6 +165,8 @@ def centred(probs: NV, signal: NV) -> NV:
 
 def parse_objective(spec: str) -> Objective:
     """The objective that `spec` names: one of `OBJECTIVES`, with its parameter after a colon."""
+    if "@" in spec:
+        return _after(spec)
     name, _, parameter = spec.partition(":")
     name = {"gkd": "reverse_kl"}.get(name, name)
     if name in _PLAIN and not parameter:
@@ -141,6 +174,18 @@ def parse_objective(spec: str) -> Objective:
     if name in _WITH_PARAMETER:
         return _WITH_PARAMETER[name](spec, parameter)
     raise GradalignError(f"unknown objective {spec!r}; choose from {', '.join(OBJECTIVES)}")
+
+
+def _after(spec: str) -> Objective:
+    """`SECOND@FIRST*ETA`; both must be told by the two models alone."""
+    second, _, rest = spec.partition("@")
+    first, _, eta = rest.partition("*")
+    parts = parse_objective(first), parse_objective(second)
+    if any(part.expected or part.outcome or not part.scorable or isinstance(part, After) for part in parts):
+        raise GradalignError(f"objective {spec!r}: only objectives that need no rollouts can follow each other, as forward_kl")
+    value = _number(spec, eta or "1", 0.0, math.inf, "reverse_kl@forward_kl*1")
+    name = f"{parts[1].name}@{parts[0].name}*{value:g}"
+    return After(name, parts[1].signal, first=parts[0], second=parts[1], eta=value)
 
 
 def _log_ratio(signals: NodeSignals) -> NV:
@@ -273,4 +318,4 @@ _WITH_PARAMETER: dict[str, Callable[[str, str], Objective]] = {
     "pbsd_target": _pbsd_target,
     "pbsd": _pbsd,
 }
-OBJECTIVES = (*_PLAIN, "gkd", "jsd:BETA", "minillm:GAMMA", "minillm:GAMMA:normalised", "pbsd_target:BETA")
+OBJECTIVES = (*_PLAIN, "gkd", "jsd:BETA", "minillm:GAMMA", "minillm:GAMMA:normalised", "pbsd_target:BETA", "SECOND@FIRST*ETA")

@@ -79,13 +79,17 @@ def test_configurations_say_what_to_score_and_are_ranked_and_written(gradalign, 
     for suffix in ("csv", "json", "parquet", "md", "tex"):
         code, out, _ = gradalign("rank", "r", "--configs", "more.yaml", "--by", "drive", "--out", f"t.{suffix}")
         assert code == 0
-        assert "score with --objective forward_kl" in " ".join(out.split())
+        assert "score with --objective 'forward_kl'" in " ".join(out.split())
     frames = [pd.read_csv(tmp_path / "t.csv"), pd.read_json(tmp_path / "t.json"), pd.read_parquet(tmp_path / "t.parquet")]
     for frame in frames:
         assert frame.configuration.tolist() == ["first | plain"]
         assert frame.drive[0] == pytest.approx(frames[0].drive[0])
     assert (tmp_path / "t.md").read_text().count("first \\| plain") == 1
     assert "\\begin{tabular}" in (tmp_path / "t.tex").read_text()
+    code, out, _ = gradalign("pbsd", "r", "--beta", "0.5", "--samples", "8", "--out", "p.csv")
+    assert code == 0
+    assert "known from 8 rollouts" in " ".join(out.split())
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 2
     code, _, err = gradalign("rank", "r", "--out", "t.xls")
     assert code == 2
     assert ".csv" in err

@@ -30,7 +30,8 @@ def test_ready_configurations_are_read_and_name_known_objectives():
     assert len(found) > 15
     assert len({c.name for c in found}) == len(found)
     for configuration in found:
-        assert (configuration.teacher is None) == parse_objective(configuration.objective).teacherless
+        for objective in configuration.objectives:
+            assert (configuration.teacher is None) == parse_objective(objective).teacherless
 
 
 def test_a_configuration_is_read_as_written(tmp_path):
@@ -39,9 +40,14 @@ def test_a_configuration_is_read_as_written(tmp_path):
                     "  tokens: entropy_top:0.2\n  temperature: 0.7\n- {name: b, objective: dr_grpo}\n")  # fmt: skip
     one, other = load_configurations(file)
     assert one == Configuration(
-        "a", "jsd:0.3", "ctx:answer", QuestionWeighting("paced", 2.0, 0.5), TokenWeighting("entropy_top", 0.2), 0.7
+        "a",
+        "jsd:0.3",
+        "ctx:answer",
+        questions=QuestionWeighting("paced", 2.0, 0.5),
+        tokens=TokenWeighting("entropy_top", 0.2),
+        temperature=0.7,
     )
-    assert other.pair == ("rewards", "dr_grpo")
+    assert other.pairs == (("rewards", "dr_grpo"),)
     assert parse_questions(str(one.questions)) == one.questions
     assert parse_tokens(str(one.tokens)) == one.tokens
 
@@ -56,7 +62,9 @@ def test_a_configuration_is_read_as_written(tmp_path):
         ("- name: a\n  objective: x\n  teacher: ctx:nonsense\n", "line 3: teacher 'ctx:nonsense'"),
         ("- name: a\n  objective: x\n  temperature: warm\n", "line 3: temperature 'warm' is not a number"),
         ("- name: a\n  objective: x\n  temperature: 0\n", "temperature 0.0; it must be above 0"),
-        ("- name: a\n  objective: [x]\n", "line 2: objective is one word or number"),
+        ("- name: a\n  objective: [x, y, z]\n", "line 2: objective lists 3 stages; give one or two"),
+        ("- name: [a]\n  objective: x\n", "line 1: name is one word or number"),
+        ("- name: a\n  objective: x\n  step: -1\n", "step -1.0; it must be above 0"),
         ("- objective: x\n", "line 1: a configuration needs `name:`"),
         ("- name: a\n  objective: x\n- name: a\n  objective: y\n", "are named 'a'"),
         ("- just words\n", "line 1: a configuration is a mapping"),
@@ -91,7 +99,7 @@ def test_paced_weights_have_mean_one_and_their_shape():
 
 @pytest.fixture(scope="module")
 def run(tabular, tmp_path_factory):
-    config = replace(config_for(40), objectives=("reverse_kl", "forward_kl", "dr_grpo", "pbsd_target:0.5"))
+    config = replace(config_for(40), objectives=("reverse_kl", "forward_kl", "reverse_kl@forward_kl*0.5", "dr_grpo"))
     folder = tmp_path_factory.mktemp("run") / "r"
     return run_score(config, folder, cast=cast_of(tabular), questions=questions(40), effort=Effort(Budget(96)))
 
@@ -138,6 +146,19 @@ def test_question_weights_are_those_of_pass_rates(run):
     assert frame.loc["a"].transfer_drive == pytest.approx(np.mean(pairs), rel=1e-4)
 
 
+def test_two_stages_share_the_training(run):
+    """Sums are the means of both stages; the second stands at the policy after a step of the first."""
+    two = configured("two", "forward_kl", then="reverse_kl", step=0.5)
+    frame = rank_configurations(run, [two, configured("one", "forward_kl")]).frame.set_index("configuration")
+    pairs = rank(run).frame.set_index(["teacher", "objective"])
+    stages = [pairs.loc["model:better", objective] for objective in ("forward_kl", "reverse_kl@forward_kl*0.5")]
+    for column in ("drive", "transfer_drive", "teacher_advantage"):
+        assert frame.loc["two"][column] == pytest.approx(np.mean([stage[column] for stage in stages]))
+    assert frame.loc["two"].objective == "forward_kl then reverse_kl@forward_kl*0.5"
+    plain = pairs.loc["model:better", "reverse_kl"]
+    assert stages[1].drive != pytest.approx(plain.drive, rel=1e-3)
+
+
 def test_token_weights_take_their_nodes(run):
     tokens = {"wrong": "incorrect_paths", "half": "entropy_top:0.5", "whole": "entropy_top:1", "oracle": "positive_alignment"}
     listed = [configured(name, tokens=parse_tokens(text)) for name, text in tokens.items()]
@@ -174,7 +195,7 @@ def test_what_the_run_cannot_tell_of_is_named_with_its_mend(run):
     ]
     found = rank_configurations(run, listed)
     assert found.frame.configuration.tolist() == ["a"]
-    assert "--objective jsd:0.5" in found.unscored["b"]
+    assert "--objective 'jsd:0.5'" in found.unscored["b"]
     assert "--teacher ctx:answer" in found.unscored["c"]
     assert "--temperature 0.5" in found.unscored["d"]
     with pytest.raises(GradalignError, match="can tell of none"):

@@ -175,7 +175,38 @@ def test_off_support_tokens_receive_nothing():
         assert d[0, 2] == 0
 
 
-@pytest.mark.parametrize("spec", ["nonsense", "jsd:0", "jsd:1", "jsd:x", "jsd:nan", "reverse_kl:2", ""])
+@pytest.mark.parametrize(("spec", "first", "second", "eta"), [
+    ("reverse_kl@forward_kl*0.5", "forward_kl", "reverse_kl", 0.5), ("jsd:0.3@gkd", "reverse_kl", "jsd:0.3", 1.0),
+])  # fmt: skip
+def test_a_second_stage_stands_at_the_policy_after_the_first_ones_step(spec, first, second, eta, logits):
+    """Its direction is descent of the second loss at the moved logits; its lift gives <g', d> from success under the old policy."""
+    z, tau, success = logits
+    pi = torch.log_softmax(z, -1)
+    moved = z + eta * parse_objective(first).direction(NodeSignals(pi, tau))
+    objective = parse_objective(spec)
+    expected = descent(lambda lp: {**LOSSES, "jsd:0.3": jsd(0.3)}[second](lp, tau), moved)
+    torch.testing.assert_close(objective.direction(NodeSignals(pi, tau)), expected, atol=1e-10, rtol=0)
+    g = ideal_direction(torch.log_softmax(moved, -1), success)
+    found = (pi.exp() * objective.lift(NodeSignals(pi, tau)) * success).sum(-1)
+    torch.testing.assert_close(found, (g * expected).sum(-1), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "nonsense",
+        "reverse_kl@dr_grpo",
+        "reverse_kl@forward_kl*0",
+        "minillm:1@forward_kl",
+        "minillm:2",
+        "jsd:0",
+        "jsd:1",
+        "jsd:x",
+        "jsd:nan",
+        "reverse_kl:2",
+        "",
+    ],
+)
 def test_unknown_objectives_are_refused_in_one_line(spec):
     with pytest.raises(GradalignError) as caught:
         parse_objective(spec)

@@ -12,7 +12,7 @@ import torch
 from gradalign.api import run_score
 from gradalign.findings import rank
 from gradalign.models import LoadedModel
-from gradalign.objectives import NodeSignals, ideal_direction, parse_objective
+from gradalign.objectives import After, NodeSignals, ideal_direction, parse_objective
 from gradalign.pipeline import Budget, Cast, Effort, Member, RunConfig
 from gradalign.testbed import TabularCodec, TabularModel
 from gradalign.types import REWARDS, GradalignError, Question, TeacherSpec
@@ -111,18 +111,23 @@ def test_stored_steps_are_unbiased(run, tabular):
         assert (np.abs(found.mean(0) - truth) < 4.5 * spread + 1e-6).all()
 
 
-OUTCOMES = ("minillm:1", "minillm:1:normalised", "pbsd_target:0.5", "dr_grpo")
+OUTCOMES = ("minillm:1", "minillm:1:normalised", "pbsd_target:0.5", "dr_grpo", "reverse_kl@forward_kl*0.5")
 
 
 def exact_outcome(tabular: TabularModel, teacher: TabularModel, objective: str) -> tuple[float, np.ndarray]:
-    """Sum of visitation <g, d> and of visitation d h^T by enumeration; of `dr_grpo` in expectation over groups of 16."""
+    """Sum of visitation <g, d> and of visitation d h^T by enumeration; of `dr_grpo` in expectation over groups of 16.
+
+    For a second stage g is that at the policy after the first one's step.
+    """
     total, step = 0.0, np.zeros((4, 4))
     for prefix, row in tabular.prefixes.items():
         pi, tau = (torch.tensor(m.probabilities(prefix))[None].log() for m in (tabular, teacher))
         success = torch.tensor(tabular.success(prefix))[None]
         future = torch.tensor([[later(tabular, teacher, (*prefix, k), objective) for k in range(4)]])
         signals = NodeSignals(pi, tau, success=success, future_return=future, sample_advantage=pi.exp() * success * 15 / 16)
-        g, d = ideal_direction(pi, success)[0].numpy(), parse_objective(objective).direction(signals)[0].numpy()
+        named = parse_objective(objective)
+        after = named.moved(signals).student_logprobs if isinstance(named, After) else pi
+        g, d = ideal_direction(after, success)[0].numpy(), named.direction(signals)[0].numpy()
         total += tabular.visitation(prefix) * float(g @ d)
         step += tabular.visitation(prefix) * np.outer(d, tabular.logits_NV[row].numpy())
     return total, step

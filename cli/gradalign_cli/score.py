@@ -120,7 +120,7 @@ def score(
 
         configurations = load_configurations(configs) if configs is not None else ()
         teachers = [*(teacher or ()), *_wanted((c.teacher for c in configurations), teacher)]
-        objectives = [*(objective or ()), *_wanted((c.objective for c in configurations), objective)]
+        objectives = [*(objective or ()), *_wanted((o for c in configurations for o in c.objectives), objective)]
         effort = Effort(parse_budget(budget), precision, confidence if decide else None)
         config = configure(questions, student, teachers, objectives, limit, max_tokens, **settings)
         folder = out or default_folder(config)

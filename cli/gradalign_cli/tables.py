@@ -11,7 +11,7 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gradalign.findings import CAVEAT, ConfigurationRanking, Ranking, Standing
+from gradalign.findings import CAVEAT, ConfigurationRanking, Ranking, RewardReweighting, Standing
 from gradalign_cli.console import output, safe
 
 if TYPE_CHECKING:
@@ -106,6 +106,29 @@ def print_configurations(ranking: ConfigurationRanking) -> None:
     for reason in ranking.unscored.values():
         output.print(f"[yellow]! {safe(reason)}[/]")
     _print_remarks(ranking.warnings, ranking.notes, wide)
+
+
+def print_reweighting(found: RewardReweighting) -> None:
+    """Gain over beta for each teacher, what it is above plain matching, and a sentence for each."""
+    table = Table(
+        title=f"Matching a teacher reweighted by reward, over {found.questions} questions", box=SIMPLE_HEAD, padding=(0, 1)
+    )
+    table.add_column("teacher", no_wrap=True)
+    for head in ("beta", "gain", "above plain matching [95%]"):
+        table.add_column(head, justify="right", no_wrap=True)
+    show, less = _formatter(found.frame, "gain"), _formatter(found.frame, "difference")
+    before = None
+    for row in found.frame.to_dict("records"):
+        plain = np.isinf(row["beta"])
+        above = "" if plain else f"{less(row['difference'])} {_interval(row, 'difference', less)}"
+        name = safe(row["teacher"]) if row["teacher"] != before else ""
+        table.add_row(name, "plain" if plain else f"{row['beta']:g}", show(row["gain"]), above)
+        before = row["teacher"]
+    output.print(table)
+    for teacher, words in found.summary.items():
+        output.print(f"{safe(teacher)} {safe(words)}.")
+    rollouts = "one rollout" if found.samples == 1 else f"{found.samples} rollouts"
+    output.print(f"[dim]Success of a token is taken to be known from {rollouts} (--samples). {CAVEAT}[/]")
 
 
 def _percent(share: float) -> str:

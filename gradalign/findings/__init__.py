@@ -1,6 +1,7 @@
 """Findings: tables computed from the stored rows alone, without torch."""
 
 from gradalign.findings.configured import ConfigurationRanking, rank_configurations
+from gradalign.findings.pbsd import RewardReweighting, reward_reweighting
 from gradalign.findings.ranking import CAVEAT, Ranking, paired_difference, rank
 from gradalign.findings.standing import Standing, standing_of
 
@@ -8,9 +9,11 @@ __all__ = [
     "CAVEAT",
     "ConfigurationRanking",
     "Ranking",
+    "RewardReweighting",
     "Standing",
     "paired_difference",
     "rank",
     "rank_configurations",
+    "reward_reweighting",
     "standing_of",
 ]

@@ -63,7 +63,8 @@ def rank_configurations(
 
     Question weights have mean 1 over these questions and multiply what a question's step adds; pass rates are those of the base rollouts.
     Token weights take sums from the chosen nodes over their chance of being chosen; transfer is known for `tokens: all` only, and what
-    has no value of the ordering score stands last. An oracle analysis is never the best.
+    has no value of the ordering score stands last. An oracle analysis is never the best. Two stages share the training equally: sums
+    and steps are their means.
     """
     if by is not None and by not in RANKABLE:
         raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(RANKABLE)}")
@@ -77,7 +78,7 @@ def rank_configurations(
         raise GradalignError(
             f"the run can tell of none of these configurations: {'; '.join(unscored.values()) or 'none is given'}"
         )
-    pairs = list(dict.fromkeys(c.pair for c in usable))
+    pairs = list(dict.fromkeys(pair for c in usable for pair in c.pairs))
     mine = scores[[pair in pairs for pair in zip(scores["teacher"], scores["objective"], strict=True)]]
     base = standing_of(mine, [teacher for teacher, _ in pairs], [objective for _, objective in pairs])
     if not base.questions:
@@ -110,16 +111,17 @@ def rank_configurations(
 
 def _reason(configuration: Configuration, run: Run, scores: pd.DataFrame) -> str | None:
     """Why the run cannot tell of a configuration, and the mend; None if it can."""
-    teacher, objective = configuration.pair
     name, identity = configuration.name, run.identity
-    if configuration.teacher is not None and teacher not in identity["teachers"]:
-        return f"{name}: the run has no teacher {teacher}; score with --teacher {teacher}"
-    if objective not in identity["objectives"]:
-        return f"{name}: the run has no objective {objective}; score with --objective {objective}"
+    if configuration.teacher is not None and configuration.teacher not in identity["teachers"]:
+        return f"{name}: the run has no teacher {configuration.teacher}; score with --teacher {configuration.teacher}"
+    for objective in configuration.objectives:
+        if objective not in identity["objectives"]:
+            return f"{name}: the run has no objective {objective}; score with --objective '{objective}'"
     if configuration.temperature != identity["temperature"]:
         return f"{name}: the run has temperature {identity['temperature']:g}; score with --temperature {configuration.temperature:g}"
-    if not ((scores["teacher"] == teacher) & (scores["objective"] == objective)).any():
-        return f"{name}: {objective} under {teacher} was scored on no question"
+    for teacher, objective in configuration.pairs:
+        if not ((scores["teacher"] == teacher) & (scores["objective"] == objective)).any():
+            return f"{name}: {objective} under {teacher} was scored on no question"
     return None
 
 
@@ -153,9 +155,14 @@ def _factor(tokens: TokenWeighting, rows: pd.DataFrame) -> Any:
 def _configured(
     configuration: Configuration, base: Standing, rows: pd.DataFrame, weight_Q: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Sums of one configuration by question, with its weights."""
-    m = base.keys.index(configuration.pair)
-    mine = rows[(rows["teacher"] == configuration.pair[0]) & (rows["objective"] == configuration.pair[1])]
+    """Sums of one configuration by question, with its weights; the mean over its stages."""
+    stages = [_stage(configuration, pair, base, rows) for pair in configuration.pairs]
+    return {name: weight_Q * np.mean([stage[name] for stage in stages], axis=0) for name in stages[0]}
+
+
+def _stage(configuration: Configuration, pair: tuple[str, str], base: Standing, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    m = base.keys.index(pair)
+    mine = rows[(rows["teacher"] == pair[0]) & (rows["objective"] == pair[1])]
     factor = mine["weight"] * _factor(configuration.tokens, mine)
 
     def by_question(values: pd.Series) -> np.ndarray:
@@ -177,7 +184,7 @@ def _configured(
             "advantage": by_question(factor * mine["advantage"]),
         }
     linear["length"] = base.length_MQ[m]
-    return {name: weight_Q * values for name, values in (linear | cosines).items()}
+    return linear | cosines
 
 
 def _transfer(
@@ -186,8 +193,9 @@ def _transfer(
     """Transfer of each configuration, NaN where its tokens are weighted; and what the sketch adds to its error."""
     if steps is None:
         return None, np.full(len(usable), np.nan)
-    at = [base.keys.index(c.pair) for c in usable]
-    chosen = Steps(steps.cross_MQQ[at], steps.among_MQQ[at], steps.ideal_QQ, steps.length)
+    at = [[base.keys.index(pair) for pair in c.pairs] for c in usable]
+    cross, among = (np.stack([each[places].mean(0) for places in at]) for each in (steps.cross_MQQ, steps.among_MQQ))
+    chosen = Steps(cross, among, steps.ideal_QQ, steps.length)
     moved = chosen.transfer(np.stack([weights[c.name] for c in usable]))
     unknown = np.array([c.tokens.kind != "all" for c in usable])
     for array in (moved.drive_M, moved.unit_M, moved.drive_MQQ, moved.unit_MQQ):
@@ -209,7 +217,7 @@ def _described(
         described.append({
             KEYS[0]: c.name,
             "of": c.teacher or "",
-            "by": c.objective,
+            "by": " then ".join(c.objectives),
             "questions": str(c.questions),
             "tokens": str(c.tokens),
             "oracle": c.tokens.kind == "positive_alignment",

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gradalign.models import Batches, LanguageModel
-from gradalign.objectives import NodeSignals, Objective
+from gradalign.objectives import After, NodeSignals, Objective
 from gradalign.sketch import OuterSketch
 from gradalign.tree import PrefixTree
 
@@ -199,7 +199,10 @@ def _survey_chunk(
         for signal, row in zip(signals, directions, strict=True)
     ]
     pull = torch.stack([torch.stack([(pi * d).sum(-1) for d in row]) for row in expected])
-    lifts = [[d - p[:, None] for d, p in zip(row, pulls, strict=True)] for row, pulls in zip(expected, pull, strict=True)]
+    lifts = [
+        [o.lift(signal) if isinstance(o, After) else d - p[:, None] for o, d, p in zip(objectives, row, pulls, strict=True)]
+        for signal, row, pulls in zip(signals, expected, pull, strict=True)
+    ]
     norm2 = torch.stack([torch.stack([(d**2).sum(-1) for d in row]) for row in expected])
     ranked = min(ranked, pi.shape[1])
     kept = torch.cat([children, *(s.topk(ranked).indices for s in _rankings(pi, teachers, expected, norm2))], dim=1)
