@@ -76,7 +76,11 @@ def measure(length: int) -> dict[str, Any]:
         request = CompletionRequest((1, 2, 3), tuple(range(ROLLOUTS)), length)
         sequences = [c.tokens for c in HFEngine(model, frozenset({VOCABULARY - 1})).complete([request])]
         teachers = {"one": (model, (4, 5, 6, 7)), "two": (model, (8, 9))}
-        survey = survey_nodes(SurveyRequest(build_tree(sequences), sequences, (model, (1, 2, 3)), teachers), objectives, 4)
+        survey = survey_nodes(
+            SurveyRequest(build_tree(sequences), sequences, np.zeros(len(sequences)), (model, (1, 2, 3)), teachers),
+            objectives,
+            4,
+        )
     return {
         "length": length,
         "nodes": len(survey.nodes),

@@ -19,7 +19,7 @@ from gradalign.totals import Functionals, Passage, estimate_totals, ideal_coeffi
 from gradalign.tree import PrefixTree, build_tree
 from gradalign.types import Rollout
 
-_CELLS = 1 << 24  # numbers of a (nodes, vocabulary) array held at once
+_CELLS = 1 << 22  # numbers of a (nodes, vocabulary) array held at once
 _LARGEST = 30.0  # nats; a ratio of probabilities beyond e^30 is taken for that
 
 
