@@ -35,7 +35,7 @@ The same command with a larger `--budget` goes on with a finished run: what was 
 under a context), `model:NAME` (another model), `model:NAME+ctx:…` (both), `ctx:…@model:NAME` (demonstrations from another model).
 
 **Objectives** `reverse_kl` (alias `gkd`), `forward_kl`, `jsd:BETA`, `sampled_kl`, `minillm:GAMMA` (`minillm:1:normalised`),
-`pbsd_target:BETA`; without a teacher `dr_grpo`, `success`.
+`pbsd_target:BETA`, `SECOND@FIRST*STEP` (a second stage after a step of the first); without a teacher `dr_grpo`, `success`.
 """
 
 
@@ -66,7 +66,10 @@ def score(
         typer.Option(help="Stop once the 95% interval of every gain is at most this half-width; --budget is the most."),
     ] = None,
     decide: Annotated[
-        bool, typer.Option("--decide", help="Stop once one teacher and objective is best beyond doubt; --budget is the most.")
+        bool,
+        typer.Option(
+            "--decide", help="Stop once one teacher and objective has the best drive beyond doubt; --budget is the most."
+        ),
     ] = False,
     confidence: Annotated[float, typer.Option(help="Confidence of --decide, over all its looks together.")] = 0.95,
     dry_run: Annotated[

@@ -102,6 +102,7 @@ def score_questions(
         prompt, known = prompts[result.question.id], stored.get(result.question.id)
         targetings.append(_target(result, found, prompt, Reference.mean(others), cast, config, spending, known))
     sample_targeted(targetings, cast.student, config, progress.advance)
+    progress.stage("scores")
     for (result, found), targeting in zip(surveyed, targetings, strict=True):
         _score(result, found, targeting, cast, config)
     return results
