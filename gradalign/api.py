@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.contexts import template_fingerprints
+from gradalign.objectives import objective_fingerprints
 from gradalign.pipeline import (
     Budget,
     Cast,
@@ -94,7 +95,8 @@ def run_score(
     chosen, cast, config = _prepared(config, execution, progress, cast, questions)
     fingerprints = {f"weights of {name}": value for name, value in cast.fingerprints.items()}
     templates = {f"text of {path}": digest for path, digest in template_fingerprints(cast.teachers).items()}
-    identity = config.as_dict() | fingerprints | templates | {"data": data_fingerprint(chosen)}
+    functions = {f"code of {spec}": digest for spec, digest in objective_fingerprints(config.objectives).items()}
+    identity = config.as_dict() | fingerprints | templates | functions | {"data": data_fingerprint(chosen)}
     folder.open(identity, provenance(cast) | {"questions": len(chosen)})
     execute(folder, chosen, cast, config, effort or Effort(), progress)
     return load_run(folder.path)

@@ -8,10 +8,18 @@ objective is its f. Losses of whole sequences have one too: per unit of student 
 an expectation over rollouts (`NodeSignals`).
 """
 
+import hashlib
+import inspect
 import math
-from collections.abc import Callable
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +28,7 @@ from torch import Tensor
 from gradalign.types import GradalignError
 
 NV = Float[Tensor, "N V"]
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +182,64 @@ def parse_objective(spec: str) -> Objective:
         return _PLAIN[name]
     if name in _WITH_PARAMETER:
         return _WITH_PARAMETER[name](spec, parameter)
-    raise GradalignError(f"unknown objective {spec!r}; choose from {', '.join(OBJECTIVES)}")
+    signal = _registered(spec) or _imported(spec)
+    if signal is None:
+        known = ", ".join(OBJECTIVES)
+        raise GradalignError(
+            f"unknown objective {spec!r}; choose from {known}, or give a function of your own as MODULE:FUNCTION"
+        )
+    return Objective(spec, _checked(spec, signal))
+
+
+def _registered(spec: str) -> Signal | None:
+    """The signal that an installed package offers under this name (entry points of the group `gradalign.objectives`)."""
+    found = entry_points(group="gradalign.objectives", name=spec)
+    return next(iter(found)).load() if found else None
+
+
+def _imported(spec: str) -> Signal | None:
+    """The function that `MODULE:FUNCTION` names, from the working folder or wherever Python finds modules; None for other forms."""
+    if not _FUNCTION.fullmatch(spec):
+        return None
+    module, _, function = spec.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(import_module(module), function, None)
+    except ImportError as error:
+        raise GradalignError(f"objective {spec!r}: {error}; give a module that can be imported from here") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(found):
+        raise GradalignError(f"objective {spec!r}: module {module} has no function {function}")
+    return cast("Signal", found)
+
+
+def _checked(spec: str, signal: Signal) -> Signal:
+    """The signal of a user's function, or an error that names it where it is not one number for each node and token."""
+
+    def checked(signals: NodeSignals) -> NV:
+        found, wanted = signal(signals), signals.student_logprobs.shape
+        if not isinstance(found, Tensor) or found.shape != wanted:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise GradalignError(f"objective {spec!r} gave {shape}, not a tensor of shape {tuple(wanted)} (nodes, vocabulary)")
+        if not bool(torch.isfinite(torch.where(signals.student_logprobs > -math.inf, found, 0.0)).all()):
+            raise GradalignError(f"objective {spec!r} gave numbers that are not finite")
+        return found
+
+    return checked
+
+
+def objective_fingerprints(specs: Iterable[str]) -> dict[str, str]:
+    """A hash of the file of every function that a user passed as an objective: an edited one is another configuration."""
+    found = {}
+    for spec in specs:
+        signal = (
+            None if spec in _PLAIN or spec.partition(":")[0] in {*_WITH_PARAMETER, "gkd"} or "@" in spec else _imported(spec)
+        )
+        file = None if signal is None else inspect.getsourcefile(signal)
+        if file is not None:
+            found[spec] = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+    return found
 
 
 def _after(spec: str) -> Objective:

@@ -1,10 +1,13 @@
 """Every closed form against automatic differentiation of its loss, in float64 at 1e-10, and the identities between them."""
 
+import sys
+from importlib.metadata import EntryPoint
+
 import pytest
 import torch
 from torch import Tensor
 
-from gradalign.objectives import NodeSignals, ideal_direction, parse_objective
+from gradalign.objectives import NodeSignals, ideal_direction, objective_fingerprints, parse_objective
 from gradalign.types import GradalignError
 
 N, V = 7, 11
@@ -211,3 +214,62 @@ def test_unknown_objectives_are_refused_in_one_line(spec):
     with pytest.raises(GradalignError) as caught:
         parse_objective(spec)
     assert "\n" not in str(caught.value)
+
+
+MINE = """
+import torch
+
+def softened(signals):
+    return torch.log_softmax(signals.teacher_logprobs / 2, dim=-1) - signals.student_logprobs
+
+def flat(signals):
+    return signals.student_logprobs.sum(-1)
+
+def broken(signals):
+    return signals.student_logprobs / 0
+
+number = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "my_signals.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "my_signals.py"
+    sys.modules.pop("my_signals", None)
+
+
+def test_a_function_of_ones_own_is_an_objective(mine, logits):
+    z, tau, _ = logits
+    pi, soft = torch.log_softmax(z, -1), torch.log_softmax(tau / 2, -1)
+    found = parse_objective("my_signals:softened").direction(NodeSignals(pi, tau))
+    torch.testing.assert_close(found, parse_objective("reverse_kl").direction(NodeSignals(pi, soft)), atol=1e-12, rtol=0)
+    before = objective_fingerprints(["my_signals:softened", "jsd:0.5", "reverse_kl", "minillm:1"])
+    assert [*before] == ["my_signals:softened"]
+    mine.write_text(MINE + "# edited\n")
+    assert objective_fingerprints(["my_signals:softened"]) != before
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("my_signals:absent", "has no function absent"),
+        ("my_signals:number", "has no function number"),
+        ("no_such_module:f", "no_such_module"),
+        ("my_signals:flat", "not a tensor of shape"),
+        ("my_signals:broken", "not finite"),
+    ],
+)
+def test_a_function_that_is_no_objective_is_named(mine, logits, spec, says):
+    z, tau, _ = logits
+    with pytest.raises(GradalignError, match=says):
+        parse_objective(spec).direction(NodeSignals(torch.log_softmax(z, -1), tau))
+
+
+def test_an_installed_package_offers_objectives(monkeypatch, logits):
+    z, tau, _ = logits
+    entry = EntryPoint("theirs", "gradalign.objectives:_log_ratio", "gradalign.objectives")
+    monkeypatch.setattr("gradalign.objectives.entry_points", lambda group, name: [entry] if name == entry.name else [])
+    signals = NodeSignals(torch.log_softmax(z, -1), tau)
+    torch.testing.assert_close(parse_objective("theirs").direction(signals), parse_objective("reverse_kl").direction(signals))

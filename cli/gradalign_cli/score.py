@@ -35,7 +35,8 @@ The same command with a larger `--budget` goes on with a finished run: what was 
 under a context), `model:NAME` (another model), `model:NAME+ctx:…` (both), `ctx:…@model:NAME` (demonstrations from another model).
 
 **Objectives** `reverse_kl` (alias `gkd`), `forward_kl`, `jsd:BETA`, `sampled_kl`, `minillm:GAMMA` (`minillm:1:normalised`),
-`pbsd_target:BETA`, `SECOND@FIRST*STEP` (a second stage after a step of the first); without a teacher `dr_grpo`, `success`.
+`pbsd_target:BETA`, `SECOND@FIRST*STEP` (a second stage after a step of the first); without a teacher `dr_grpo`, `success`; a
+function of your own as `MODULE:FUNCTION`.
 """
 
 
