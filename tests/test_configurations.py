@@ -17,7 +17,7 @@ from gradalign.configurations import (
     parse_questions,
     parse_tokens,
 )
-from gradalign.findings import rank, rank_configurations
+from gradalign.findings import break_down, rank, rank_configurations
 from gradalign.objectives import parse_objective
 from gradalign.pipeline import Budget, Effort
 from gradalign.types import GradalignError
@@ -184,6 +184,27 @@ def test_token_weights_take_their_nodes(run):
     by_drive = rank_configurations(run, [*listed, configured("all")], by="drive").frame
     assert by_drive.drive.notna().all()
     assert by_drive.loc[by_drive.configuration == "oracle", "p_best"].item() == 0
+
+
+def test_windows_and_paths_share_out_the_drive_and_difficulties_the_questions(run):
+    """Their drives add up to that of all chosen nodes; one difficulty is the whole ranking again."""
+    listed = [configured("a"), configured("b", "forward_kl", questions=QuestionWeighting("paced"))]
+    whole = rank_configurations(run, [replace(c, tokens=parse_tokens("entropy_top:1")) for c in listed], by="drive").frame
+    whole = whole.set_index("configuration").drive
+    for by, groups in (("window", ["[0, 1)", "[1, 2)", "[2, 4)"]), ("path", ["correct", "incorrect"])):
+        frame = break_down(run, listed, by)
+        assert frame.group.unique().tolist() == groups
+        assert (frame.by == by).all()
+        for name in "ab":
+            assert frame[frame.configuration == name].drive.sum() == pytest.approx(whole[name])
+        assert frame.transfer_drive.isna().all()
+    frame = break_down(run, listed, "difficulty").set_index("configuration")
+    ranked = rank_configurations(run, listed).frame.set_index("configuration")
+    assert (frame.group == "not stated").all()
+    for column in ("drive", "gain", "transfer_drive", "drive_low"):
+        assert frame.loc["b", column] == pytest.approx(ranked.loc["b", column])
+    with pytest.raises(GradalignError, match="difficulty, window, path"):
+        break_down(run, listed, "colour")
 
 
 def test_what_the_run_cannot_tell_of_is_named_with_its_mend(run):

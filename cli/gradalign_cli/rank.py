@@ -15,7 +15,7 @@ def rank(
         str | None,
         typer.Option(
             help="transfer_drive (the default), transfer, drive, gain, pooled_cosine, weighted_cosine, mean_cosine or "
-            "teacher_advantage.",
+            "teacher_advantage; with --configs also difficulty, window or path, to break the scores down.",
             show_default=False,
         ),
     ] = None,
@@ -35,21 +35,28 @@ def rank(
     `gradalign rank runs/mine --by gain --draws 10000`
 
     `gradalign rank runs/mine --configs configs.yaml --out ranking.csv`
+
+    `gradalign rank runs/mine --configs configs.yaml --by difficulty`
     """
     from gradalign.configurations import load_configurations
+    from gradalign.findings import BREAK_DOWNS, break_down, rank_configurations
     from gradalign.findings import rank as rank_run
-    from gradalign.findings import rank_configurations
     from gradalign.store import load_run
-    from gradalign_cli.tables import print_configurations, print_ranking
+    from gradalign_cli.tables import print_break_down, print_configurations, print_ranking
     from gradalign_cli.writing import check_suffix, write_frame
 
     if out is not None:
         check_suffix(out)
     if configs is None:
         found = rank_run(load_run(run), by, support, draws, seed)
+        frame = found.frame
         print_ranking(found)
+    elif by in BREAK_DOWNS:
+        frame = break_down(load_run(run), load_configurations(configs), by, support, draws, seed)
+        print_break_down(frame)
     else:
         found = rank_configurations(load_run(run), load_configurations(configs), by, support, draws, seed)
+        frame = found.frame
         print_configurations(found)
     if out is not None:
-        write_frame(found.frame, out)
+        write_frame(frame, out)

@@ -108,6 +108,27 @@ def print_configurations(ranking: ConfigurationRanking) -> None:
     _print_remarks(ranking.warnings, ranking.notes, wide)
 
 
+def print_break_down(frame: pd.DataFrame) -> None:
+    """Scores of configurations by groups of questions or nodes; transfer where it is known, else drive."""
+    score = "drive" if frame["transfer_drive"].isna().all() else "transfer_drive"
+    by = frame["by"].iloc[0]
+    table = Table(title=f"Configurations by {by}", box=SIMPLE_HEAD, padding=(0, 1))
+    for head in (by, "configuration"):
+        table.add_column(head, overflow="fold")
+    names = [score, "drive", "gain"] if score != "drive" and output.width >= _WIDTH_FOR_ALL else [score, "gain"]
+    for name in names:
+        table.add_column(f"{_HEADS[name]} [95%]", justify="right", no_wrap=True)
+    show = {name: _formatter(frame, name) for name in names}
+    before = None
+    for row in frame.to_dict("records"):
+        group = f"{safe(row['group'])} ({row['questions']})" if by == "difficulty" else safe(row["group"])
+        cells = [f"{show[name](row[name])} {_interval(row, name, show[name])}" for name in names]
+        table.add_row(group if row["group"] != before else "", safe(row["configuration"]), *cells)
+        before = row["group"]
+    output.print(table)
+    output.print(f"[dim]{CAVEAT}[/]")
+
+
 def print_reweighting(found: RewardReweighting) -> None:
     """Gain over beta for each teacher, what it is above plain matching, and a sentence for each."""
     table = Table(

@@ -1,16 +1,18 @@
 """Findings: tables computed from the stored rows alone, without torch."""
 
-from gradalign.findings.configured import ConfigurationRanking, rank_configurations
+from gradalign.findings.configured import BREAK_DOWNS, ConfigurationRanking, break_down, rank_configurations
 from gradalign.findings.pbsd import RewardReweighting, reward_reweighting
 from gradalign.findings.ranking import CAVEAT, Ranking, paired_difference, rank
 from gradalign.findings.standing import Standing, standing_of
 
 __all__ = [
+    "BREAK_DOWNS",
     "CAVEAT",
     "ConfigurationRanking",
     "Ranking",
     "RewardReweighting",
     "Standing",
+    "break_down",
     "paired_difference",
     "rank",
     "rank_configurations",

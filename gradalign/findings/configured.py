@@ -16,6 +16,7 @@ from gradalign.configurations import Configuration, TokenWeighting
 from gradalign.findings.ranking import (
     LEAST_FOR_TRANSFER,
     RANKABLE,
+    Scored,
     assess,
     disagreements,
     outcome_notes,
@@ -27,8 +28,9 @@ from gradalign.findings.standing import KEYS, Standing, standing_of
 from gradalign.findings.steps import Steps, steps_of
 from gradalign.store import Run
 from gradalign.transfer import Transfer
-from gradalign.types import GradalignError
+from gradalign.types import REWARDS, GradalignError
 
+BREAK_DOWNS = ("difficulty", "window", "path")
 _SURE = 1.96
 _LINEAR_COLUMNS = ("length", "dot", "dot_se", "d_norm2", "advantage")
 
@@ -68,6 +70,83 @@ def rank_configurations(
     """
     if by is not None and by not in RANKABLE:
         raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(RANKABLE)}")
+    ground = _ground(run, configurations, support)
+    steps = steps_of(run, ground.base.keys, ground.base.questions)
+    assessed, found = _assess(ground, steps if len(ground.base.questions) >= LEAST_FOR_TRANSFER else None, None, draws, seed)
+    frame, by = tabulate(assessed, by, np.array([c.tokens.kind != "positive_alignment" for c in ground.usable]))
+    frame = _described(frame, ground.usable, run, ground.base, found)
+    warnings = disagreements(frame[~frame["oracle"].astype(bool)], lambda row: str(row["configuration"]))
+    count = len(ground.base.questions)
+    return ConfigurationRanking(frame, by, count, ground.unscored, tuple(outcome_notes(run)), tuple(warnings))
+
+
+def break_down(
+    run: Run, configurations: Sequence[Configuration], by: str, support: str = "visited", draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Scores of configurations by `difficulty` of the question, depth `window` of the node, or `path` (correct or incorrect).
+
+    One row a group and configuration: by, group, configuration, questions, then each score with `_low` and `_high`. Question weights are
+    those of the whole. Windows and paths share out a configuration's sums, estimated from the chosen nodes, so their drives add up
+    to the whole drive; a node on both kinds of path counts on each by its share of rollouts. Transfer is known by difficulty only.
+    """
+    if by not in BREAK_DOWNS:
+        raise GradalignError(f"cannot break down by {by!r}; choose from {', '.join(BREAK_DOWNS)}")
+    ground = _ground(run, configurations, support)
+    frames = []
+    if by == "difficulty":
+        named = run.frame("questions", ["question", "difficulty"]).set_index("question")["difficulty"].fillna("not stated")
+        difficulty = named.loc[list(ground.base.questions)].to_numpy()
+        for group in sorted(set(difficulty)):
+            part = ground.part(np.flatnonzero(difficulty == group))
+            steps = steps_of(run, part.base.keys, part.base.questions)
+            assessed, _ = _assess(part, steps if len(part.base.questions) >= LEAST_FOR_TRANSFER else None, None, draws, seed)
+            frames.append(_group_rows(by, group, assessed, part))
+        return pd.concat(frames, ignore_index=True)
+    for group, share in _shares(by, ground.rows).items():
+        assessed, _ = _assess(ground, None, share, draws, seed)
+        frames.append(_group_rows(by, group, assessed, ground))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _shares(by: str, rows: pd.DataFrame) -> dict[str, Any]:
+    """For each group of nodes, how much each row's node belongs to it."""
+    if by == "path":
+        return {"correct": 1 - rows["wrong"], "incorrect": rows["wrong"]}
+    names = {
+        window: "[0, 1)" if window == 0 else f"[{2 ** (window - 1)}, {2**window})" for window in sorted(set(rows["window"]))
+    }
+    return {name: (rows["window"] == window).astype(float) for window, name in names.items()}
+
+
+def _group_rows(by: str, group: str, assessed: Scored, ground: "_Ground") -> pd.DataFrame:
+    frame = pd.DataFrame({"by": by, "group": group, "configuration": [c.name for c in ground.usable]})
+    frame["questions"] = len(ground.base.questions)
+    for name in RANKABLE:
+        frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = assessed.score[name], assessed.low[name], assessed.high[name]
+    return frame
+
+
+@dataclass(frozen=True, eq=False)
+class _Ground:
+    """What configurations are scored from: those the run can tell of, their pairs' sums, rows of scored nodes, weights of questions."""
+
+    usable: Sequence[Configuration]
+    unscored: dict[str, str]
+    base: Standing
+    rows: pd.DataFrame
+    weights: dict[str, np.ndarray]
+
+    def part(self, at: np.ndarray) -> "_Ground":
+        """The same on some of the questions, by their places."""
+        b = self.base
+        questions = tuple(b.questions[q] for q in at)
+        arrays = (each[:, at] for each in (b.length_MQ, b.dot_MQ, b.noise_MQ, b.d_norm2_MQ, b.advantage_MQ))
+        rows = self.rows[self.rows["question"].isin(questions)]
+        weights = {name: weight[at] for name, weight in self.weights.items()}
+        return _Ground(self.usable, self.unscored, Standing(b.keys, questions, *arrays), rows, weights)
+
+
+def _ground(run: Run, configurations: Sequence[Configuration], support: str) -> _Ground:
     if run.identity.get("node_selection") == "top":
         raise GradalignError("this run took the top nodes, for looking; score again with --node-selection pps to rank")
     scores = run.frame("scores")
@@ -78,9 +157,10 @@ def rank_configurations(
         raise GradalignError(
             f"the run can tell of none of these configurations: {'; '.join(unscored.values()) or 'none is given'}"
         )
-    pairs = list(dict.fromkeys(pair for c in usable for pair in c.pairs))
+    pairs = dict.fromkeys(pair for c in usable for pair in c.pairs)
     mine = scores[[pair in pairs for pair in zip(scores["teacher"], scores["objective"], strict=True)]]
-    base = standing_of(mine, [teacher for teacher, _ in pairs], [objective for _, objective in pairs])
+    teachers, objectives = (list(dict.fromkeys(part)) for part in zip(*pairs, strict=True))
+    base = standing_of(mine, [teacher for teacher in teachers if teacher != REWARDS], objectives)
     if not base.questions:
         raise GradalignError("the teachers of these configurations share no question; rank fewer of them together")
     questions = run.frame("questions").set_index("question")
@@ -89,10 +169,16 @@ def rank_configurations(
     empty = [name for name, weight in weights.items() if np.isnan(weight).any()]
     if empty:
         raise GradalignError(f"configuration {empty[0]!r} gives every question weight 0: all pass rates are 0 or 1")
-    rows = _with_factors(scored_rows(run, support), run, base.questions)
-    found = [_configured(c, base, rows, weights[c.name]) for c in usable]
+    return _Ground(usable, unscored, base, _with_factors(scored_rows(run, support), run, base.questions), weights)
+
+
+def _assess(
+    ground: _Ground, steps: Steps | None, share: Any, draws: int, seed: int
+) -> tuple[Scored, list[dict[str, np.ndarray]]]:
+    """Every score of every configuration; of a `share` of the nodes only, if given."""
+    found = [_configured(c, ground.base, ground.rows, ground.weights[c.name], share) for c in ground.usable]
     standing = Standing(
-        tuple((c.name, "") for c in usable), base.questions,
+        tuple((c.name, "") for c in ground.usable), ground.base.questions,
         *(np.stack([part[name] for part in found]) for name in _LINEAR_COLUMNS),
     )  # fmt: skip
     names = [name for name in found[0] if name not in _LINEAR_COLUMNS]
@@ -100,13 +186,8 @@ def rank_configurations(
         weight=standing.length_MQ, dot=standing.dot_MQ, d_norm2=standing.d_norm2_MQ, advantage=standing.advantage_MQ,
         **{name: np.stack([part[name] for part in found]) for name in names},
     )  # fmt: skip
-    steps = steps_of(run, base.keys, base.questions) if len(base.questions) >= LEAST_FOR_TRANSFER else None
-    moved, error = _transfer(usable, base, steps, weights)
-    assessed = assess(standing, sums, moved, error, [], draws, seed)
-    frame, by = tabulate(assessed, by, np.array([c.tokens.kind != "positive_alignment" for c in usable]))
-    frame = _described(frame, usable, run, base, found)
-    warnings = disagreements(frame[~frame["oracle"].astype(bool)], lambda row: str(row["configuration"]))
-    return ConfigurationRanking(frame, by, len(base.questions), unscored, tuple(outcome_notes(run)), tuple(warnings))
+    moved, error = _transfer(ground.usable, ground.base, steps, ground.weights)
+    return assess(standing, sums, moved, error, [], draws, seed), found
 
 
 def _reason(configuration: Configuration, run: Run, scores: pd.DataFrame) -> str | None:
@@ -127,7 +208,7 @@ def _reason(configuration: Configuration, run: Run, scores: pd.DataFrame) -> str
 
 def _with_factors(rows: pd.DataFrame, run: Run, questions: Sequence[str]) -> pd.DataFrame:
     """Rows of scored nodes with what token weightings look at: place of the entropy among all visited tokens, share on wrong paths."""
-    nodes = run.frame("nodes", ["question", "node", "visits", "visits_wrong", "student_entropy"])
+    nodes = run.frame("nodes", ["question", "node", "window", "visits", "visits_wrong", "student_entropy"])
     nodes = nodes[nodes["question"].isin(questions)]
     entropy, visits = nodes["student_entropy"].to_numpy().round(9), nodes["visits"].to_numpy()
     levels, at = np.unique(-entropy, return_inverse=True)
@@ -136,7 +217,7 @@ def _with_factors(rows: pd.DataFrame, run: Run, questions: Sequence[str]) -> pd.
     factors = nodes.assign(entropy_rank=higher, wrong=nodes["visits_wrong"] / nodes["visits"])
     advantage = run.frame("teachers", ["question", "node", "teacher", "advantage"])
     rows = rows[rows["question"].isin(questions)].merge(
-        factors[["question", "node", "entropy_rank", "wrong"]], on=["question", "node"]
+        factors[["question", "node", "window", "entropy_rank", "wrong"]], on=["question", "node"]
     )
     return rows.merge(advantage, on=["question", "node", "teacher"], how="left")
 
@@ -153,23 +234,27 @@ def _factor(tokens: TokenWeighting, rows: pd.DataFrame) -> Any:
 
 
 def _configured(
-    configuration: Configuration, base: Standing, rows: pd.DataFrame, weight_Q: np.ndarray
+    configuration: Configuration, base: Standing, rows: pd.DataFrame, weight_Q: np.ndarray, share: Any
 ) -> dict[str, np.ndarray]:
     """Sums of one configuration by question, with its weights; the mean over its stages."""
-    stages = [_stage(configuration, pair, base, rows) for pair in configuration.pairs]
+    stages = [_stage(configuration, pair, base, rows, share) for pair in configuration.pairs]
     return {name: weight_Q * np.mean([stage[name] for stage in stages], axis=0) for name in stages[0]}
 
 
-def _stage(configuration: Configuration, pair: tuple[str, str], base: Standing, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+def _stage(
+    configuration: Configuration, pair: tuple[str, str], base: Standing, rows: pd.DataFrame, share: Any
+) -> dict[str, np.ndarray]:
     m = base.keys.index(pair)
     mine = rows[(rows["teacher"] == pair[0]) & (rows["objective"] == pair[1])]
     factor = mine["weight"] * _factor(configuration.tokens, mine)
+    if share is not None:
+        factor = factor * share.loc[mine.index]
 
     def by_question(values: pd.Series) -> np.ndarray:
         return values.groupby(mine["question"]).sum().reindex(list(base.questions)).fillna(0.0).to_numpy(dtype=np.float64)
 
     cosines = {str(name): by_question(column) for name, column in weigh(mine, factor).items()}
-    if configuration.tokens.kind == "all":
+    if configuration.tokens.kind == "all" and share is None:
         linear = {
             "dot": base.dot_MQ[m],
             "dot_se": base.noise_MQ[m],
