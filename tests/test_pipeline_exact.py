@@ -109,6 +109,7 @@ def test_stored_steps_are_unbiased(run, tabular):
         assert len(found) == 150
         spread = found.std(0) / np.sqrt(150)
         assert (np.abs(found.mean(0) - truth) < 4.5 * spread + 1e-6).all()
+        assert np.abs(np.stack(mine.step_logits.to_list()).sum(1)).max() < 1e-5  # directions sum to 0
 
 
 OUTCOMES = ("minillm:1", "minillm:1:normalised", "pbsd_target:0.5", "dr_grpo", "reverse_kl@forward_kl*0.5")

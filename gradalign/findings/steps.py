@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -37,12 +38,18 @@ class Steps:
         return np.sqrt((norms + off**2) / self.length) / max(pairs, 1)
 
 
-def steps_of(run: Run, keys: Sequence[tuple[str, str]], questions: Sequence[str]) -> Steps | None:
-    """Read the steps of these pairs on these questions; None where the run kept none (its nodes were taken outright)."""
-    table = run.table("steps")
+def steps_of(
+    run: Run, keys: Sequence[tuple[str, str]], questions: Sequence[str], space: Literal["head", "logits"] = "head"
+) -> Steps | None:
+    """Read the steps of these pairs on these questions, in the output layer or summed in the logits.
+
+    None where the run kept none (its nodes were taken outright).
+    """
+    step, exact = ("step", "exact") if space == "head" else ("step_logits", "exact_logits")
+    table = run.table("steps", ["question", "teacher", "objective", exact, step])
     if not table.num_rows:
         return None
-    flat = table["step"].combine_chunks().flatten().to_numpy()
+    flat = table[step].combine_chunks().flatten().to_numpy()
     steps = flat.reshape(table.num_rows, -1)
     columns = zip(*(table[name].to_pylist() for name in ("question", "teacher", "objective")), strict=True)
     place = {row: i for i, row in enumerate(columns)}
@@ -52,5 +59,5 @@ def steps_of(run: Run, keys: Sequence[tuple[str, str]], questions: Sequence[str]
     for m, key in enumerate(keys):
         step = steps[[place[(q, *key)] for q in questions]].astype(np.float64)
         cross[m], among[m] = step @ ideal.T, step @ step.T
-    length = None if all(table["exact"].to_pylist()) else steps.shape[1]
+    length = None if all(table[exact].to_pylist()) else steps.shape[1]
     return Steps(cross, among, ideal @ ideal.T, length)

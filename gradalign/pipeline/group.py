@@ -16,7 +16,7 @@ from gradalign.pipeline.prompts import teacher_prompts
 from gradalign.pipeline.restore import Stored
 from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summarise
 from gradalign.pipeline.rows import QuestionResult, Rows, Scored, question_rows
-from gradalign.pipeline.scoring import Brought, gather, gather_evidence, score_full, score_visited, step_of, total_scores
+from gradalign.pipeline.scoring import Brought, Step, gather, gather_evidence, score_full, score_visited, step_of, total_scores
 from gradalign.pipeline.survey import Survey, SurveyRequest, survey_nodes
 from gradalign.pipeline.targeted import Footing, Plan, Targeting, footing, plan, plan_branches, sample_targeted
 from gradalign.schedule import Reference
@@ -235,9 +235,9 @@ def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast:
     visits = found.ground.visits_N
     weight_M = visits[rows] / chosen.inclusion_N[rows]
     totals = total_scores(survey, gathered, chosen)
-    ideal_step_L = None if totals.ideal_NK is None else step_of(survey, totals.ideal_NK, student)
+    ideal = None if totals.ideal_NK is None else step_of(survey, totals.ideal_NK, student)
     teachers = [(cast.member(p.teacher.model).model.language_model, p.tokens) for p in result.prompts]
-    brought = brought_by(objectives, teachers, survey, gathered, evidence, ideal_step_L, student)
+    brought = brought_by(objectives, teachers, survey, gathered, evidence, ideal, student)
     reward = np.array([rollout.grade.reward for rollout in result.rollouts])
     took, advantage = (_taken(found, evidence.tokens_MK, rows, w) for w in (np.ones(len(reward)), reward - reward.mean()))
     full = score_full(survey, evidence, brought)
@@ -251,21 +251,22 @@ def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast:
         totals=totals,
         dot_CO=totals.dot_CO + (weight_M * full.dot_added_COM).sum(-1),
         d_norm2_CO=(visits * survey.direction_norm2_CON).sum(-1) + (weight_M * full.norm2_added_COM).sum(-1),
-        step_COL=_whole_steps(survey, brought),
-        ideal_step_L=ideal_step_L,
+        steps=_whole_steps(survey, brought),
+        ideal=ideal,
         visits_N=visits,
         weight_M=weight_M,
         token_texts={int(token): codec.text([int(token)]) for token in np.unique(evidence.tokens_MK) if token >= 0},
     )
 
 
-def _whole_steps(survey: Survey, brought: Mapping[tuple[int, int], Brought]) -> np.ndarray:
-    """Steps of all teachers and objectives, with what rollouts bring to them."""
-    steps = survey.step_COL.copy()
+def _whole_steps(survey: Survey, brought: Mapping[tuple[int, int], Brought]) -> list[list[Step]]:
+    """Steps of all teachers and objectives (C lists of O), with what rollouts bring to them."""
+    head, logits = survey.step_COL.copy(), survey.shift_COF.copy()
     for (c, o), more in brought.items():
-        if not more.sampled and more.step_L is not None:
-            steps[c, o] += more.scale * more.step_L
-    return steps
+        if not more.sampled and more.step is not None:
+            head[c, o] += more.scale * more.step.head_L
+            logits[c, o] += more.scale * more.step.logits_F
+    return [[Step(*parts) for parts in zip(*row, strict=True)] for row in zip(head, logits, strict=True)]
 
 
 def _objectives(config: RunConfig) -> list[Objective]:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from gradalign.models import Batches, LanguageModel
 from gradalign.objectives import Objective, Outcome
-from gradalign.pipeline.scoring import Brought, Evidence, Gathered, step_of
+from gradalign.pipeline.scoring import Brought, Evidence, Gathered, Step, step_of
 from gradalign.pipeline.survey import Survey
 from gradalign.pipeline.targeted import TargetedRollout
 from gradalign.returns import branch_returns, future_returns, return_coefficients, success_as_returns
@@ -56,7 +56,7 @@ def brought_by(
     survey: Survey,
     gathered: Gathered,
     evidence: Evidence,
-    ideal_step_L: Float[np.ndarray, " L"] | None,
+    ideal: Step | None,
     student: LanguageModel,
 ) -> dict[tuple[int, int], Brought]:
     """What rollouts bring to each pair of teacher and objective (by their places) that asks for it."""
@@ -68,7 +68,7 @@ def brought_by(
         for o, outcome in asked.items():
             if outcome.kind == "success":
                 scale = outcome.scale * (1 - 1 / rollouts if outcome.sampled else 1.0)
-                found[c, o] = Brought(success_as_returns(evidence.success), scale, outcome.sampled, ideal_step_L)
+                found[c, o] = Brought(success_as_returns(evidence.success), scale, outcome.sampled, ideal)
                 continue
             if ratio_RT is None:
                 ratio_RT = log_ratios(survey, c, gathered, later_logprobs(model, prompt, gathered.targeted))

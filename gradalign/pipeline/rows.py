@@ -10,7 +10,7 @@ from gradalign.objectives import parse_objective
 from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.prompts import TeacherPrompt
 from gradalign.pipeline.rollouts import Pool
-from gradalign.pipeline.scoring import Evidence, SupportScores, TotalScores
+from gradalign.pipeline.scoring import Evidence, Step, SupportScores, TotalScores
 from gradalign.pipeline.survey import DIVERGENCES, Survey
 from gradalign.pipeline.targeted import Plan, TargetedRollout
 from gradalign.schedule import depth_window
@@ -33,8 +33,8 @@ class Scored:
     totals: TotalScores
     dot_CO: np.ndarray
     d_norm2_CO: np.ndarray
-    step_COL: np.ndarray
-    ideal_step_L: np.ndarray | None
+    steps: Sequence[Sequence[Step]]
+    ideal: Step | None
     visits_N: np.ndarray
     weight_M: np.ndarray
     token_texts: Mapping[int, str]
@@ -279,13 +279,21 @@ def _score_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> li
 
 def _step_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> list[dict[str, Any]]:
     """The ideal step of a question and those of its teachers and objectives; nothing where nodes were taken outright."""
-    if scored.ideal_step_L is None:
+    if scored.ideal is None:
         return []
-    exact = scored.survey.sketch.exact
-    steps = [(None, None, scored.ideal_step_L)]
-    steps += [(teacher, objective, scored.step_COL[c, o]) for c, o, teacher, objective in _pairs(result, config)]
+    survey = scored.survey
+    steps = [(None, None, scored.ideal)]
+    steps += [(teacher, objective, scored.steps[c][o]) for c, o, teacher, objective in _pairs(result, config)]
     return [
-        {"question": result.question.id, "teacher": teacher, "objective": objective, "exact": exact, "step": step}
+        {
+            "question": result.question.id,
+            "teacher": teacher,
+            "objective": objective,
+            "exact": survey.sketch.exact,
+            "step": step.head_L,
+            "exact_logits": survey.flat.exact,
+            "step_logits": step.logits_F,
+        }
         for teacher, objective, step in steps
     ]
 

@@ -37,7 +37,7 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Brought:
-    """What rollouts bring to a direction: X at the chosen nodes and its `scale`, and the step that it makes over all nodes, unscaled.
+    """What rollouts bring to a direction: X at the chosen nodes and its `scale`, and the step it makes over all nodes, unscaled.
 
     Where it is `sampled` the direction is that of the base rollouts themselves, and X tells its expectation.
     """
@@ -45,7 +45,7 @@ class Brought:
     returns: Returns
     scale: float
     sampled: bool
-    step_L: Float[np.ndarray, " L"] | None
+    step: "Step | None"
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,20 +156,30 @@ def total_scores(survey: Survey, gathered: Gathered, chosen: Plan) -> TotalScore
     return TotalScores(total[:split].reshape(shape), se[:split].reshape(shape), total[split:], se[split:], value_N, ideal_NK)
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A question's step: in the output layer, sum_u visits_u d_u h_u^T, and in the logits, sum_u visits_u d_u; both as they are kept."""
+
+    head_L: Float[np.ndarray, " L"]
+    logits_F: Float[np.ndarray, " F"]
+
+
 @torch.inference_mode()
-def step_of(survey: Survey, coefficients_NK: Float[np.ndarray, "N K"], student: LanguageModel) -> Float[np.ndarray, " L"]:
-    """sum_u sum_k c_uk (e_k - pi_u) h_u^T, sketched as the teachers' steps are."""
+def step_of(survey: Survey, coefficients_NK: Float[np.ndarray, "N K"], student: LanguageModel) -> Step:
+    """The step of directions sum_k c_uk (e_k - pi_u)."""
     batches = Batches(max(1, _CELLS // student.vocabulary_size), "steps in the output layer")
 
-    def work(start: int, stop: int) -> np.ndarray:
+    def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         states = survey.student_states[start:stop].to(survey.device)
         probs = student.logprobs(states).exp()
         c = torch.from_numpy(coefficients_NK[start:stop]).to(probs)
         kept = torch.from_numpy(survey.kept_NK[start:stop]).to(probs.device).clamp_min(0)
         direction = (-c.sum(1, keepdim=True) * probs).scatter_add_(1, kept, c)
-        return survey.sketch.sum(direction, states).cpu().numpy()
+        ones = torch.ones(len(direction), 1).to(direction)
+        return survey.sketch.sum(direction, states).cpu().numpy(), survey.flat.sum(direction, ones).cpu().numpy()
 
-    return np.sum(list(batches.over(len(survey.nodes), work)), axis=0)
+    parts = list(batches.over(len(survey.nodes), work))
+    return Step(np.sum([head for head, _ in parts], axis=0), np.sum([logits for _, logits in parts], axis=0))
 
 
 def _functionals(survey: Survey, present_NK: np.ndarray) -> Functionals:

@@ -39,7 +39,8 @@ class Survey:
     of the expected direction and `expected_norm2` its squared length. What is chosen for rollouts looks at these: `direction` may have
     looked at which tokens the base rollouts took and how they ended.
 
-    `step` is sum_u visits_u d_u h_u^T as `sketch` keeps it, with h the student's last hidden states (N, H), `student_states`.
+    `step` is sum_u visits_u d_u h_u^T as `sketch` keeps it, with h the student's last hidden states, `student_states`, and `shift` is
+    sum_u visits_u d_u as `flat` keeps it.
     """
 
     nodes: Int[np.ndarray, " N"]
@@ -57,7 +58,9 @@ class Survey:
     student_entropy_N: Float[np.ndarray, " N"]
     divergence_CND: Float[np.ndarray, "C N D"]
     step_COL: Float[np.ndarray, "C O L"]
+    shift_COF: Float[np.ndarray, "C O F"]
     sketch: OuterSketch
+    flat: OuterSketch
     student_states: Float[Tensor, "N H"]
     device: torch.device
 
@@ -90,21 +93,23 @@ def survey_nodes(request: SurveyRequest, objectives: Sequence[Objective], ranked
     hidden = [_node_states(model, prompt, request, nodes) for model, prompt in (request.student, *request.teachers.values())]
     models = [model for model, _ in (request.student, *request.teachers.values())]
     children = _children(tree, nodes, request.advantage_R)
-    sketch = outer_sketch(models[0].vocabulary_size, hidden[0].shape[1])
+    sketch, flat = (outer_sketch(models[0].vocabulary_size, width) for width in (hidden[0].shape[1], 1))
     visits_N = torch.from_numpy(tree.visits()[nodes] / len(request.sequences))
     arrays = 4 + len(models) + 2 * (len(models) - 1) * len(objectives)
     size = max(1, _CELLS // (models[0].vocabulary_size * arrays))
 
     def work(start: int, stop: int) -> dict[str, np.ndarray]:
         logprobs = [model.logprobs(states[start:stop]) for model, states in zip(models, hidden, strict=True)]
-        stepping = Stepping(sketch, hidden[0][start:stop], visits_N[start:stop])
+        stepping = Stepping(sketch, flat, hidden[0][start:stop], visits_N[start:stop])
         return _survey_chunk(logprobs, children.part(start, stop), objectives, ranked, stepping)
 
     chunks = list(Batches(size, "the pass over the vocabulary").over(len(nodes), work))
     joined = {name: np.concatenate([chunk[name] for chunk in chunks], axis=_NODE_AXIS.get(name, 0)) for name in chunks[0]}
-    joined["step_COL"] = np.sum([chunk["step_COL"] for chunk in chunks], axis=0)
+    joined |= {name: np.sum([chunk[name] for chunk in chunks], axis=0) for name in ("step_COL", "shift_COF")}
     ranked = min(ranked, models[0].vocabulary_size)
-    return Survey(nodes=nodes, ranked=ranked, sketch=sketch, student_states=hidden[0].cpu(), device=hidden[0].device, **joined)
+    return Survey(
+        nodes=nodes, ranked=ranked, sketch=sketch, flat=flat, student_states=hidden[0].cpu(), device=hidden[0].device, **joined
+    )
 
 
 @cache
@@ -118,13 +123,20 @@ class Stepping:
     """The student's hidden states at a chunk of nodes, their visits per rollout, and what keeps steps short."""
 
     sketch: OuterSketch
+    flat: OuterSketch
     states_NH: Float[Tensor, "N H"]
     visits_N: Float[Tensor, " N"]
 
     def step(self, direction_NV: Float[Tensor, "N V"]) -> Float[Tensor, " L"]:
         """sum_u visits_u d_u h_u^T, sketched."""
-        weight = self.visits_N.to(direction_NV)
-        return self.sketch.sum(direction_NV * weight[:, None], self.states_NH.to(direction_NV.device))
+        return self.sketch.sum(self._weighted(direction_NV), self.states_NH.to(direction_NV.device))
+
+    def shift(self, direction_NV: Float[Tensor, "N V"]) -> Float[Tensor, " F"]:
+        """sum_u visits_u d_u, sketched."""
+        return self.flat.sum(self._weighted(direction_NV), torch.ones(len(direction_NV), 1).to(direction_NV))
+
+    def _weighted(self, direction_NV: Tensor) -> Tensor:
+        return direction_NV * self.visits_N.to(direction_NV)[:, None]
 
 
 _LARGE = ("direction_CONK", "lift_CONK")  # kept in single precision: they hold most of the memory
@@ -223,6 +235,7 @@ def _survey_chunk(
         "student_entropy_N": -(pi * student).sum(-1),
         "divergence_CND": torch.stack([_divergences(student, tau) for tau in teachers]),
         "step_COL": torch.stack([torch.stack([stepping.step(d) for d in row]) for row in directions]),
+        "shift_COF": torch.stack([torch.stack([stepping.shift(d) for d in row]) for row in directions]),
     }
     return {name: _numpy(value, torch.float32 if name in _LARGE else torch.float64) for name, value in values.items()}
 

@@ -185,6 +185,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "",
             "sum over on-policy nodes of d h^T in the output layer, sketched: inner products of steps are those of the matrices",
         ),
+        Column("exact_logits", _FLAG, "", "`step_logits` is the vector over the vocabulary itself, not a sketch of it"),
+        Column("step_logits", _REALS, "", "sum over on-policy nodes of d, sketched"),
     ),
     "skipped": (
         _QUESTION,
