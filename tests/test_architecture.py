@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 FLOORS = [
     {"types"},
-    {"builtin", "seeds", "objectives", "inference", "sketch", "transfer"},
+    {"builtin", "seeds", "objectives", "inference", "sketch", "transfer", "pacing"},
     {"tree", "questions", "contexts", "store"},
     {"success", "models", "configurations"},
     {"alignment", "engines", "schedule", "totals"},

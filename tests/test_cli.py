@@ -90,6 +90,10 @@ def test_configurations_say_what_to_score_and_are_ranked_and_written(gradalign, 
     assert code == 0
     assert "known from 8 rollouts" in " ".join(out.split())
     assert len(pd.read_csv(tmp_path / "p.csv")) == 2
+    code, out, _ = gradalign("paced", "r", "--out", "c.parquet")
+    assert code == 0
+    assert "default" in out
+    assert {*pd.read_parquet(tmp_path / "c.parquet").space} == {"head", "logits"}
     code, _, err = gradalign("rank", "r", "--out", "t.xls")
     assert code == 2
     assert ".csv" in err

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gradalign.findings import CAVEAT, ConfigurationRanking, Ranking, RewardReweighting, Standing
+from gradalign.findings import CAVEAT, ConfigurationRanking, PacedDiagnostics, Ranking, RewardReweighting, Standing
 from gradalign_cli.console import output, safe
 
 if TYPE_CHECKING:
@@ -127,6 +127,41 @@ def print_break_down(frame: pd.DataFrame) -> None:
         before = row["group"]
     output.print(table)
     output.print(f"[dim]{CAVEAT}[/]")
+
+
+def print_paced(found: PacedDiagnostics) -> None:
+    """The fitted exponents of every teacher and objective beside the default, and the curve of the first of them."""
+    table = Table(
+        title="Question weights p^alpha (1 - p)^beta that follow the gradient's clarity", box=SIMPLE_HEAD, padding=(0, 1)
+    )
+    for head in ("teacher", "objective", "in"):
+        table.add_column(head, overflow="fold")
+    for head in ("alpha [95%]", "beta [95%]"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in found.fit.to_dict("records"):
+        cells = [
+            "-" if pd.isna(row[name]) else rf"{row[name]:.2f} \[{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+            for name in ("alpha", "beta")
+        ]
+        table.add_row(safe(row["teacher"]), safe(row["objective"]), row["space"], *cells)
+    table.add_row("default", "", "", "1.00", "1.00")
+    output.print(table)
+    first = found.curve.iloc[0]
+    curve = found.curve[
+        (found.curve[["teacher", "objective", "space"]] == first[["teacher", "objective", "space"]]).all(axis=1)
+    ]
+    shown = Table(title=f"{safe(first['teacher'])}, {safe(first['objective'])}, output layer", box=SIMPLE_HEAD, padding=(0, 1))
+    for head in ("pass rate", "questions", "signal to noise [95%]", "default weight"):
+        shown.add_column(head, justify="right", no_wrap=True)
+    for row in curve.to_dict("records"):
+        p = row["pass_rate"]
+        snr = "-" if pd.isna(row["snr"]) else rf"{row['snr']:.3f} \[{row['snr_low']:.3f}, {row['snr_high']:.3f}]"
+        default = "-" if pd.isna(p) else f"{p * (1 - p):.3f}"
+        shown.add_row(f"{row['low']:.2f} to {row['high']:.2f}", f"{row['questions']}", snr, default)
+    output.print(shown)
+    output.print(
+        "[dim]A dash: fewer than four questions in the bin, or fewer than four such bins to fit to. --out writes every curve.[/]"
+    )
 
 
 def print_reweighting(found: RewardReweighting) -> None:

@@ -1,6 +1,7 @@
 """Findings: tables computed from the stored rows alone, without torch."""
 
 from gradalign.findings.configured import BREAK_DOWNS, ConfigurationRanking, break_down, rank_configurations
+from gradalign.findings.paced import PacedDiagnostics, paced_diagnostics
 from gradalign.findings.pbsd import RewardReweighting, reward_reweighting
 from gradalign.findings.ranking import CAVEAT, Ranking, paired_difference, rank
 from gradalign.findings.standing import Standing, standing_of
@@ -9,10 +10,12 @@ __all__ = [
     "BREAK_DOWNS",
     "CAVEAT",
     "ConfigurationRanking",
+    "PacedDiagnostics",
     "Ranking",
     "RewardReweighting",
     "Standing",
     "break_down",
+    "paced_diagnostics",
     "paired_difference",
     "rank",
     "rank_configurations",
