@@ -1,7 +1,7 @@
 """The ranking as a table in the terminal: as many columns as its width allows."""
 
 # pandas types its results too widely for these rules.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportCallIssue=false
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
