@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.contexts import template_fingerprints
-from gradalign.objectives import objective_fingerprints
+from gradalign.objectives import parse_objective
 from gradalign.pipeline import (
     Budget,
     Cast,
@@ -24,6 +24,7 @@ from gradalign.pipeline import (
     load_cast,
     parse_budget,
 )
+from gradalign.plugins import fingerprints as fingerprint_functions
 from gradalign.questions import load_questions
 from gradalign.seeds import seed_of
 from gradalign.store import Run, RunFolder, load_run
@@ -95,7 +96,8 @@ def run_score(
     chosen, cast, config = _prepared(config, execution, progress, cast, questions)
     fingerprints = {f"weights of {name}": value for name, value in cast.fingerprints.items()}
     templates = {f"text of {path}": digest for path, digest in template_fingerprints(cast.teachers).items()}
-    functions = {f"code of {spec}": digest for spec, digest in objective_fingerprints(config.objectives).items()}
+    brought = [o.function for o in map(parse_objective, config.objectives) if o.function is not None]
+    functions = {f"code of {name}": digest for name, digest in fingerprint_functions(brought).items()}
     identity = config.as_dict() | fingerprints | templates | functions | {"data": data_fingerprint(chosen)}
     folder.open(identity, provenance(cast) | {"questions": len(chosen)})
     execute(folder, chosen, cast, config, effort or Effort(), progress)

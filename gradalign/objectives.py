@@ -1,4 +1,4 @@
-"""Objectives as token signals f, and the directions they move the student's logits in. Torch in, torch out; nothing else.
+"""Objectives as token signals f, and the directions they move the student's logits in. Torch in, torch out.
 
 Sign: every direction is the way the logits *move* (descent of a loss, ascent of success), so a positive inner product
 with the ideal direction means that the teacher pushes the student toward success.
@@ -8,27 +8,19 @@ objective is its f. Losses of whole sequences have one too: per unit of student 
 an expectation over rollouts (`NodeSignals`).
 """
 
-import hashlib
-import inspect
 import math
-import os
-import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import import_module
-from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gradalign.plugins import imported, registered
 from gradalign.types import GradalignError
 
 NV = Float[Tensor, "N V"]
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +78,7 @@ class Objective:
     Where f depends on which tokens were sampled, `expected` is the signal of its mean over them; sums linear in success use it,
     since what was sampled at a node and how it ended belong together. Where a part of f comes from rollouts, `outcome` says which,
     and `known` is the rest. A `teacherless` objective looks at rewards alone; one that is not `scorable` is a formula only.
+    `function` is what a user brought.
     """
 
     name: str
@@ -95,6 +88,7 @@ class Objective:
     outcome: Outcome | None = None
     teacherless: bool = False
     scorable: bool = True
+    function: Signal | None = None
 
     def direction(self, signals: NodeSignals) -> NV:
         """d_j = pi_j (f_j - sum_k pi_k f_k), shape (N, V), the descent direction of the loss in the student's logits."""
@@ -182,36 +176,13 @@ def parse_objective(spec: str) -> Objective:
         return _PLAIN[name]
     if name in _WITH_PARAMETER:
         return _WITH_PARAMETER[name](spec, parameter)
-    signal = _registered(spec) or _imported(spec)
+    signal = registered("gradalign.objectives", spec) or imported(spec)
     if signal is None:
         known = ", ".join(OBJECTIVES)
         raise GradalignError(
             f"unknown objective {spec!r}; choose from {known}, or give a function of your own as MODULE:FUNCTION"
         )
-    return Objective(spec, _checked(spec, signal))
-
-
-def _registered(spec: str) -> Signal | None:
-    """The signal that an installed package offers under this name (entry points of the group `gradalign.objectives`)."""
-    found = entry_points(group="gradalign.objectives", name=spec)
-    return next(iter(found)).load() if found else None
-
-
-def _imported(spec: str) -> Signal | None:
-    """The function that `MODULE:FUNCTION` names, from the working folder or wherever Python finds modules; None for other forms."""
-    if not _FUNCTION.fullmatch(spec):
-        return None
-    module, _, function = spec.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(import_module(module), function, None)
-    except ImportError as error:
-        raise GradalignError(f"objective {spec!r}: {error}; give a module that can be imported from here") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    if not callable(found):
-        raise GradalignError(f"objective {spec!r}: module {module} has no function {function}")
-    return cast("Signal", found)
+    return Objective(spec, _checked(spec, signal), function=signal)
 
 
 def _checked(spec: str, signal: Signal) -> Signal:
@@ -227,19 +198,6 @@ def _checked(spec: str, signal: Signal) -> Signal:
         return found
 
     return checked
-
-
-def objective_fingerprints(specs: Iterable[str]) -> dict[str, str]:
-    """A hash of the file of every function that a user passed as an objective: an edited one is another configuration."""
-    found = {}
-    for spec in specs:
-        signal = (
-            None if spec in _PLAIN or spec.partition(":")[0] in {*_WITH_PARAMETER, "gkd"} or "@" in spec else _imported(spec)
-        )
-        file = None if signal is None else inspect.getsourcefile(signal)
-        if file is not None:
-            found[spec] = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
-    return found
 
 
 def _after(spec: str) -> Objective:

@@ -38,6 +38,12 @@ class PrefixTree:
         origin = self.origin_RT()
         return np.bincount(origin[origin >= 0], minlength=len(self))
 
+    def weighted_visits(self, weight_R: np.ndarray) -> np.ndarray:
+        """Sum of `weight_R` over the rollouts that chose a token at each node: (N,)."""
+        origin = self.origin_RT()
+        weights = np.broadcast_to(np.asarray(weight_R, dtype=np.float64)[:, None], origin.shape)
+        return np.bincount(origin[origin >= 0], weights=weights[origin >= 0], minlength=len(self)).astype(np.float64)
+
     def child(self, node: Int[np.ndarray, "*B"], token: Int[np.ndarray, "*B"]) -> Int[np.ndarray, "*B"]:
         """The child of each node by each token, -1 where the tree has none (nodes stand sorted by parent, then token)."""
         base = int(max(self.token.max(initial=0), token.max(initial=0))) + 2

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 FLOORS = [
     {"types"},
-    {"builtin", "seeds", "objectives", "inference", "sketch", "transfer", "pacing"},
-    {"tree", "questions", "contexts", "store"},
+    {"builtin", "seeds", "inference", "sketch", "transfer", "pacing", "plugins"},
+    {"tree", "questions", "contexts", "store", "objectives"},
     {"success", "models", "configurations"},
     {"alignment", "engines", "schedule", "totals"},
     {"testbed", "findings", "returns"},

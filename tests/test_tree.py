@@ -68,3 +68,10 @@ def test_jeffreys_coverage_on_average_over_success():
     n = rng.integers(4, 40, len(truth))
     lower, upper = jeffreys_interval(n, rng.binomial(n, truth).astype(float))
     assert 0.93 <= np.mean((lower <= truth) & (truth <= upper)) <= 0.97
+
+
+def test_weighted_visits_are_visits_of_rollouts_that_count_differently():
+    tree = build_tree([np.array([0, 1]), np.array([0, 2]), np.array([1])])
+    assert tree.weighted_visits(np.ones(3)).tolist() == tree.visits().tolist()
+    assert tree.weighted_visits(np.array([0.5, 0.0, 2.0]))[0] == 2.5
+    assert tree.weighted_visits(np.array([0.5, 0.0, 2.0]))[1] == 0.5

@@ -140,9 +140,7 @@ def _node_rows(result: QuestionResult, scored: Scored) -> list[dict[str, Any]]:
     tree, survey, evidence, full, visited = scored.tree, scored.survey, scored.evidence, scored.full, scored.visited
     place = {int(row): m for m, row in enumerate(evidence.rows)}
     visits, windows, priority = tree.visits(), depth_window(tree.depth), survey.priority_N
-    lost = np.array([1.0 - rollout.grade.reward for rollout in result.rollouts])
-    origin_RT = tree.origin_RT()
-    wrong = np.bincount(origin_RT[origin_RT >= 0], np.repeat(lost, (origin_RT >= 0).sum(1)), minlength=len(tree))
+    wrong = tree.weighted_visits(np.array([1.0 - rollout.grade.reward for rollout in result.rollouts]))
     rows = []
     for n, node in enumerate(survey.nodes):
         rows.append({
