@@ -22,6 +22,7 @@ from gradalign.pipeline import (
     execute,
     forecast,
     load_cast,
+    needs_teacher_rollouts,
     parse_budget,
 )
 from gradalign.plugins import fingerprints as fingerprint_functions
@@ -36,6 +37,7 @@ BUILTIN_TEACHERS = ("ctx:correct_demo", "ctx:correct_wrong_demo", "ctx:wrong_dem
 BUILTIN_LIMIT = 64
 BUILTIN_MAX_TOKENS = 64
 MAX_TOKENS = 1024
+TEACHER_ROLLOUTS = 32
 
 
 def configure(
@@ -50,19 +52,23 @@ def configure(
     """A run's settings with the defaults filled in.
 
     With no student everything is built in: `builtin:small` on 64 questions of `builtin:arithmetic` under four contexts.
-    A student of one's own is scored under `ctx:correct_demo` unless teachers are given.
+    A student of one's own is scored under `ctx:correct_demo` unless teachers are given. Teachers sample rollouts of their own where an
+    objective asks for them.
     """
     student = BUILTIN_STUDENT if student is None else student
     builtin_student = student.startswith("builtin:")
     questions = BUILTIN_QUESTIONS if questions is None else questions
     if limit is None and questions.startswith("builtin:"):
         limit = BUILTIN_LIMIT
+    objectives = tuple(objectives) or ("reverse_kl", "forward_kl")
+    if settings.get("teacher_rollouts") is None:
+        settings["teacher_rollouts"] = TEACHER_ROLLOUTS if any(map(needs_teacher_rollouts, objectives)) else 0
     default_teachers = BUILTIN_TEACHERS if builtin_student else ("ctx:correct_demo",)
     return RunConfig(
         student=student,
         questions=questions,
         teachers=tuple(teachers) or default_teachers,
-        objectives=tuple(objectives) or ("reverse_kl", "forward_kl"),
+        objectives=objectives,
         limit=limit,
         max_tokens=BUILTIN_MAX_TOKENS if builtin_student and max_tokens is None else max_tokens,
         **settings,

@@ -53,13 +53,32 @@ class QuestionWeighting:
 
 @dataclass(frozen=True)
 class TokenWeighting:
-    """Which tokens count: all, those on paths that ended wrong, the `share` of highest entropy, or those with positive alignment.
+    """Which tokens count: all, those on paths that ended wrong, of each question the `share` of highest entropy, or those with positive
+    alignment.
 
     `positive_alignment` knows the answer that training would have to find: an oracle analysis, not a configuration to train.
     """
 
     kind: TokenKind = "all"
     share: float = 1.0
+
+    def factors(
+        self, entropy_N: Float[np.ndarray, " N"], visits_N: Float[np.ndarray, " N"], wrong_N: Float[np.ndarray, " N"]
+    ) -> Float[np.ndarray, " N"]:
+        """How much the tokens at each node of a question count, from entropies (nats), visits, and the share of visits that went wrong.
+
+        Nodes of equal entropy stand or fall together.
+        """
+        if self.kind == "positive_alignment":
+            raise ValueError("alignment is known at scored nodes only")
+        if self.kind == "incorrect_paths":
+            return wrong_N
+        if self.kind == "all":
+            return np.ones(len(entropy_N))
+        levels, at = np.unique(-entropy_N.round(9), return_inverse=True)
+        held = np.bincount(at, visits_N, minlength=len(levels))
+        higher = (np.cumsum(held) - held)[at] / visits_N.sum()  # share of visited tokens with higher entropy
+        return (higher < self.share).astype(np.float64)
 
     def __str__(self) -> str:
         return f"entropy_top:{self.share:g}" if self.kind == "entropy_top" else self.kind
@@ -104,6 +123,12 @@ class Configuration:
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Teacher and objective of each stage as the rows of a run name them."""
         return tuple((self.teacher or REWARDS, objective) for objective in self.objectives)
+
+
+def step_weightings(configurations: Sequence[Configuration]) -> tuple[str, ...]:
+    """The token weightings, beyond all tokens alike, that a run has to keep steps under to tell the configurations' transfer."""
+    kinds = (c.tokens for c in configurations if c.tokens.kind not in ("all", "positive_alignment"))
+    return tuple(dict.fromkeys(map(str, kinds)))
 
 
 def parse_questions(text: str, key: str = "questions") -> QuestionWeighting:

@@ -59,12 +59,13 @@ Signal = Callable[[NodeSignals], NV]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The part of a signal that only rollouts tell: `scale` times the expected reward or the expected later log-ratios after a token.
+    """The part of a signal that only rollouts tell: `scale` times the expected reward or the expected later log-ratios after a token, or
+    the weights of pairs of rollouts, `scale` their beta.
 
     Where it is `sampled`, the direction at a node is that of the group's own rollouts, and only its expectation is told by this.
     """
 
-    kind: Literal["success", "future_return"]
+    kind: Literal["success", "future_return", "pair_weight"]
     scale: float = 1.0
     sampled: bool = False
     gamma: float = 1.0
@@ -77,8 +78,7 @@ class Objective:
 
     Where f depends on which tokens were sampled, `expected` is the signal of its mean over them; sums linear in success use it,
     since what was sampled at a node and how it ended belong together. Where a part of f comes from rollouts, `outcome` says which,
-    and `known` is the rest. A `teacherless` objective looks at rewards alone; one that is not `scorable` is a formula only.
-    `function` is what a user brought.
+    and `known` is the rest. A `teacherless` objective looks at rewards alone. `function` is what a user brought.
     """
 
     name: str
@@ -87,7 +87,6 @@ class Objective:
     known: Signal | None = None
     outcome: Outcome | None = None
     teacherless: bool = False
-    scorable: bool = True
     function: Signal | None = None
 
     def direction(self, signals: NodeSignals) -> NV:
@@ -112,6 +111,14 @@ class _ForwardKL(Objective):
     def direction(self, signals: NodeSignals) -> NV:
         """d = tau - pi, the same as from f = tau/pi, without the overflow of the quotient where pi is tiny."""
         return signals.teacher_logprobs.exp() - signals.student_logprobs.exp()
+
+
+@dataclass(frozen=True)
+class _Preference(Objective):
+    def known_direction(self, signals: NodeSignals) -> NV:
+        """beta / 2 (tau - pi): the direction where every pair is even and the prefix is as likely under teacher and student."""
+        assert self.outcome is not None
+        return 0.5 * self.outcome.scale * (signals.teacher_logprobs.exp() - signals.student_logprobs.exp())
 
 
 @dataclass(frozen=True)
@@ -205,7 +212,7 @@ def _after(spec: str) -> Objective:
     second, _, rest = spec.partition("@")
     first, _, eta = rest.partition("*")
     parts = parse_objective(first), parse_objective(second)
-    if any(part.expected or part.outcome or not part.scorable or isinstance(part, After) for part in parts):
+    if any(part.expected or part.outcome or isinstance(part, After) for part in parts):
         raise GradalignError(f"objective {spec!r}: only objectives that need no rollouts can follow each other, as forward_kl")
     value = _number(spec, eta or "1", 0.0, math.inf, "reverse_kl@forward_kl*1")
     name = f"{parts[1].name}@{parts[0].name}*{value:g}"
@@ -299,7 +306,7 @@ def _pbsd(spec: str, parameter: str) -> Objective:
         ratio = (_log_ratio(signals) + signals.wanted("log_prefix_ratio", name)[:, None]).exp()
         return beta * (ratio * signals.wanted("teacher_pair_weight", name) - signals.wanted("student_pair_weight", name))
 
-    return Objective(name, signal, scorable=False)
+    return _Preference(name, signal, outcome=Outcome("pair_weight", beta))
 
 
 def _jsd(spec: str, parameter: str) -> Objective:
@@ -342,4 +349,13 @@ _WITH_PARAMETER: dict[str, Callable[[str, str], Objective]] = {
     "pbsd_target": _pbsd_target,
     "pbsd": _pbsd,
 }
-OBJECTIVES = (*_PLAIN, "gkd", "jsd:BETA", "minillm:GAMMA", "minillm:GAMMA:normalised", "pbsd_target:BETA", "SECOND@FIRST*ETA")
+OBJECTIVES = (
+    *_PLAIN,
+    "gkd",
+    "jsd:BETA",
+    "minillm:GAMMA",
+    "minillm:GAMMA:normalised",
+    "pbsd_target:BETA",
+    "pbsd:BETA",
+    "SECOND@FIRST*ETA",
+)

@@ -53,6 +53,17 @@ class PrefixTree:
         found = (place < len(self)) & (keys[np.minimum(place, len(self) - 1)] == wanted) & (node >= 0) & (token >= 0)
         return np.where(found, place, -1)
 
+    def follow(self, sequences: Sequence[np.ndarray]) -> Int[np.ndarray, "P T2"]:
+        """The nodes that each step of other sequences leads to, -1 from where they leave the tree on and past their ends."""
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        tokens_PT = _padded(sequences, lengths)
+        path_PT = np.full(tokens_PT.shape, -1, dtype=np.int64)
+        here = np.zeros(len(sequences), dtype=np.int64)
+        for step in range(tokens_PT.shape[1]):
+            here = self.child(here, tokens_PT[:, step])
+            path_PT[:, step] = here
+        return path_PT
+
     def prefix(self, node: int) -> tuple[int, ...]:
         """The generated tokens that lead from the root to `node`."""
         tokens = []

@@ -99,7 +99,8 @@ def test_paced_weights_have_mean_one_and_their_shape():
 
 @pytest.fixture(scope="module")
 def run(tabular, tmp_path_factory):
-    config = replace(config_for(40), objectives=("reverse_kl", "forward_kl", "reverse_kl@forward_kl*0.5", "dr_grpo"))
+    objectives = ("reverse_kl", "forward_kl", "reverse_kl@forward_kl*0.5", "dr_grpo")
+    config = replace(config_for(40), objectives=objectives, tokens=("incorrect_paths",))
     folder = tmp_path_factory.mktemp("run") / "r"
     return run_score(config, folder, cast=cast_of(tabular), questions=questions(40), effort=Effort(Budget(96)))
 
@@ -140,7 +141,12 @@ def test_question_weights_are_those_of_pass_rates(run):
     weight = weighting.weights(run.questions.set_index("question").loc[rows.index, "pass_rate"].to_numpy())
     assert frame.loc["a"].drive == pytest.approx((weight * rows["dot"]).sum() / (weight * rows.length).sum())
     assert frame.loc["a"].gain == pytest.approx((weight * rows["dot"]).mean() / np.sqrt((weight * rows.d_norm2).mean()))
-    steps = run.steps.fillna({"teacher": "", "objective": ""}).set_index(["question", "teacher", "objective"]).step
+    steps = (
+        run.steps[run.steps.tokens == "all"]
+        .fillna({"teacher": "", "objective": ""})
+        .set_index(["question", "teacher", "objective"])
+        .step
+    )
     taught = {q: w * steps[q, "model:better", "reverse_kl"] for q, w in zip(rows.index, weight, strict=True)}
     pairs = [taught[q] @ steps[p, "", ""] for q in rows.index for p in rows.index if p != q]
     assert frame.loc["a"].transfer_drive == pytest.approx(np.mean(pairs), rel=1e-4)
@@ -171,16 +177,23 @@ def test_token_weights_take_their_nodes(run):
     wrong = (rows.weight * rows.visits_wrong / rows.visits * rows["dot"].fillna(0)).sum() / length
     assert frame.loc["wrong"].drive == pytest.approx(wrong)
     assert frame.loc["whole"].drive == pytest.approx((rows.weight * rows["dot"].fillna(0)).sum() / length)
-    entropy = run.nodes.student_entropy.round(9)
-    higher = np.array([run.nodes.visits[entropy > e].sum() for e in rows.student_entropy.round(9)]) / run.nodes.visits.sum()
-    half = rows[higher < 0.5]
+    higher = []
+    for row in rows.itertuples():
+        of = run.nodes[run.nodes.question == row.question]
+        higher.append(of.visits[of.student_entropy.round(9) > round(row.student_entropy, 9)].sum() / of.visits.sum())
+    half = rows[np.array(higher) < 0.5]
     assert frame.loc["half"].drive == pytest.approx((half.weight * half["dot"].fillna(0)).sum() / length)
     assert frame.loc["oracle"].drive >= frame.loc["whole"].drive
     assert bool(frame.loc["oracle"].oracle)
     assert frame.loc["oracle"].p_best == 0
     assert not frame.loc["oracle"].tied
-    assert frame.loc[[*tokens], "transfer_drive"].isna().all()
-    assert found.frame.configuration.iloc[0] == "all"
+    assert frame.loc[["half", "whole", "oracle"], "transfer_drive"].isna().all()
+    kept = run.steps[(run.steps.teacher == "model:better") & (run.steps.objective == "reverse_kl")]
+    kept = kept[kept.tokens == "incorrect_paths"].set_index("question").step
+    ideal = run.steps[run.steps.teacher.isna()].set_index("question").step
+    pairs = [kept[q] @ ideal[p] for q in kept.index for p in kept.index if p != q]
+    assert frame.loc["wrong", "transfer_drive"] == pytest.approx(np.mean(pairs), rel=1e-4)
+    assert found.frame.configuration.iloc[0] in ("all", "wrong")
     by_drive = rank_configurations(run, [*listed, configured("all")], by="drive").frame
     assert by_drive.drive.notna().all()
     assert by_drive.loc[by_drive.configuration == "oracle", "p_best"].item() == 0

@@ -112,7 +112,7 @@ def test_stored_steps_are_unbiased(run, tabular):
         assert np.abs(np.stack(mine.step_logits.to_list()).sum(1)).max() < 1e-5  # directions sum to 0
 
 
-OUTCOMES = ("minillm:1", "minillm:1:normalised", "pbsd_target:0.5", "dr_grpo", "reverse_kl@forward_kl*0.5")
+OUTCOMES = ("minillm:1", "minillm:1:normalised", "pbsd_target:0.5", "dr_grpo", "reverse_kl@forward_kl*0.5", "pbsd:0.5")
 
 
 def exact_outcome(tabular: TabularModel, teacher: TabularModel, objective: str) -> tuple[float, np.ndarray]:
@@ -121,17 +121,70 @@ def exact_outcome(tabular: TabularModel, teacher: TabularModel, objective: str) 
     For a second stage g is that at the policy after the first one's step.
     """
     total, step = 0.0, np.zeros((4, 4))
+    pairs = exact_pairs(tabular, teacher, 0.5)
     for prefix, row in tabular.prefixes.items():
         pi, tau = (torch.tensor(m.probabilities(prefix))[None].log() for m in (tabular, teacher))
         success = torch.tensor(tabular.success(prefix))[None]
         future = torch.tensor([[later(tabular, teacher, (*prefix, k), objective) for k in range(4)]])
-        signals = NodeSignals(pi, tau, success=success, future_return=future, sample_advantage=pi.exp() * success * 15 / 16)
+        weighed = {name: torch.tensor(values[row])[None] for name, values in pairs.items()}
+        ratio = torch.tensor([np.log(teacher.visitation(prefix) / tabular.visitation(prefix))], dtype=torch.float64)
+        signals = NodeSignals(pi, tau, success=success, future_return=future, sample_advantage=pi.exp() * success * 15 / 16,
+                              log_prefix_ratio=ratio, **weighed)  # fmt: skip
         named = parse_objective(objective)
         after = named.moved(signals).student_logprobs if isinstance(named, After) else pi
         g, d = ideal_direction(after, success)[0].numpy(), named.direction(signals)[0].numpy()
         total += tabular.visitation(prefix) * float(g @ d)
         step += tabular.visitation(prefix) * np.outer(d, tabular.logits_NV[row].numpy())
     return total, step
+
+
+def test_steps_under_token_weightings_are_sums_over_the_tokens_they_keep(tabular, tmp_path):
+    """Every question's step against the sum over its own nodes: on wrong paths, and at the most uncertain tokens."""
+    weightings = ("incorrect_paths", "entropy_top:0.3")
+    config = replace(
+        config_for(12, teacher_rollouts=4), objectives=("reverse_kl", "pbsd_target:1", "pbsd:1"), tokens=weightings
+    )
+    run = run_score(config, tmp_path / "r", cast=cast_of(tabular), questions=questions(12))
+    prefixes, teacher = prefixes_of(run), tabular.tilted(TEACHERS["model:better"], "t")
+    steps = run.steps[run.steps.teacher == "model:better"].set_index(["question", "objective", "tokens"]).step
+    for question, nodes in run.nodes.groupby("question"):
+        rest = nodes.sort_values("student_entropy", ascending=False)
+        higher = (rest.visits.cumsum() - rest.visits) / rest.visits.sum()
+        factors = {
+            "all": 1.0 + 0 * nodes.visits,
+            "incorrect_paths": nodes.visits_wrong / nodes.visits,
+            "entropy_top:0.3": (higher < 0.3) * 1.0,
+        }
+        for name, factor in factors.items():
+            expected = np.zeros((4, 4))
+            for node in nodes.itertuples():
+                prefix = prefixes[question, node.node]
+                pi, tau = (torch.tensor(m.probabilities(prefix))[None].log() for m in (tabular, teacher))
+                d = parse_objective("reverse_kl").direction(NodeSignals(pi, tau))[0].numpy()
+                h = tabular.logits_NV[tabular.prefixes[prefix]].numpy()
+                expected += factor[node.Index] * node.visits / 16 * np.outer(d, h)
+            np.testing.assert_allclose(steps[question, "reverse_kl", name].reshape(4, 4), expected, atol=1e-5)
+        wrong, every = (
+            steps[question, "pbsd_target:1", name] - steps[question, "reverse_kl", name] for name in ("incorrect_paths", "all")
+        )
+        assert not np.allclose(wrong, every) or nodes.visits_wrong.sum() in (0, nodes.visits.sum())
+    assert {*run.steps[run.steps.objective == "pbsd:1"].tokens} == {"all"}, "the teacher's own tokens have no such weights"
+
+
+def exact_pairs(tabular: TabularModel, teacher: TabularModel, beta: float) -> dict[str, np.ndarray]:
+    """W- and W+ of every node and token, over all pairs of whole rollouts."""
+    sequences = list(itertools.product(range(4), repeat=4))
+    pi, tau = (np.array([m.visitation(s[:3]) * m.probabilities(s[:3])[s[3]] for s in sequences]) for m in (tabular, teacher))
+    rho = np.log(pi / tau)
+    w = 1 / (1 + np.exp(beta * (rho[:, None] - rho[None, :])))
+    found = {}
+    for name, weight, mean in (("student_pair_weight", pi, tau @ w), ("teacher_pair_weight", tau, w @ pi)):
+        found[name] = np.zeros((len(tabular.prefixes), 4))
+        for prefix, row in tabular.prefixes.items():
+            for k in range(4):
+                through = np.array([s[: len(prefix) + 1] == (*prefix, k) for s in sequences])
+                found[name][row, k] = (weight * mean)[through].sum() / weight[through].sum()
+    return found
 
 
 def later(tabular: TabularModel, teacher: TabularModel, prefix: tuple[int, ...], objective: str) -> float:
@@ -147,7 +200,7 @@ def later(tabular: TabularModel, teacher: TabularModel, prefix: tuple[int, ...],
 
 def test_what_rollouts_bring_is_counted_without_bias(tabular, tmp_path):
     """Sums and steps of objectives whose direction is itself estimated, over 160 questions; all tokens tried where anything is."""
-    config = replace(config_for(160, candidate_mass=1.0, min_visits=2), objectives=OUTCOMES)
+    config = replace(config_for(160, candidate_mass=1.0, min_visits=2, teacher_rollouts=32), objectives=OUTCOMES)
     run = run_score(config, tmp_path / "r", cast=cast_of(tabular), questions=questions(160), effort=Effort(Budget(256)))
     teacher = tabular.tilted(TEACHERS["model:better"], "t")
     for objective in OUTCOMES:

@@ -5,7 +5,7 @@ import pytest
 from test_sequence_objectives import LENGTH, V, future_returns, node_logprobs
 
 from gradalign.alignment import estimate_ideal_direction
-from gradalign.returns import align_outcome, branch_returns, return_coefficients, success_as_returns
+from gradalign.returns import OnSupport, align_outcome, branch_returns, return_coefficients, success_as_returns
 from gradalign.returns import future_returns as path_returns
 from gradalign.success import branch_success
 from gradalign.testbed import TabularModel
@@ -20,9 +20,16 @@ def models() -> tuple[TabularModel, TabularModel]:
 
 
 def sample(student: TabularModel, rng: np.random.Generator, count: int) -> list[tuple[int, ...]]:
-    paths: list[tuple[int, ...]] = [()] * count
-    for _ in range(LENGTH):
-        paths = [(*p, int(rng.choice(V, p=student.probabilities(p)))) for p in paths]
+    return extend(student, rng, [()] * count)
+
+
+def extend(student: TabularModel, rng: np.random.Generator, paths: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Each path sampled on to its end."""
+    reach = node_logprobs(student).exp().cumsum(-1).numpy()[:, :-1]
+    while len(paths[0]) < LENGTH:
+        rows = [student.prefixes[path] for path in paths]
+        tokens = (rng.random(len(paths))[:, None] > reach[rows]).sum(1)
+        paths = [(*path, int(token)) for path, token in zip(paths, tokens, strict=True)]
     return paths
 
 
@@ -91,7 +98,7 @@ def test_products_with_success_are_free_of_the_noise_they_share(models, kind):
     rng, found = np.random.default_rng(2), []
     tried = np.ones((1, V), dtype=bool)
     for _ in range(600):
-        paths = [(k, *p[1:]) for k in range(V) for p in _continuations(student, rng, k, 8)]
+        paths = [(k, *p[1:]) for k in range(V) for p in extend(student, rng, [(k,)] * 8)]
         flow, reward, ratio = rollouts(student, teacher, paths)
         place = flow.tree.child(np.zeros((1, V), dtype=np.int64), np.arange(V)[None])
         estimates = branch_success(flow.tree, reward, flow.forced_R, np.zeros(len(flow.tree), dtype=bool), place)
@@ -100,18 +107,13 @@ def test_products_with_success_are_free_of_the_noise_they_share(models, kind):
             future = path_returns(ratio, flow.tree.path_RT >= 0, 1.0)
             returns = branch_returns(flow, reward, future, np.zeros((1, V), dtype=bool), place)
         ideal = estimate_ideal_direction(pi[None], estimates, tried)
-        whole = align_outcome(pi[None], estimates, tried, ideal, known[None], np.array([known @ known]), returns, 0.5)
+        whole = align_outcome(
+            OnSupport(pi[None], pi[None], estimates, tried, ideal, known[None], np.array([known @ known])), returns, 0.5
+        )
         found.append((whole.node.dot_N[0], known @ known + whole.norm2_M[0]))
     mean, spread = np.mean(found, 0), np.std(found, 0) / np.sqrt(600)
     assert abs(mean[0] - g @ d) < 3.5 * spread[0]
     assert abs(mean[1] - d @ d) < 3.5 * spread[1]
-
-
-def _continuations(student: TabularModel, rng: np.random.Generator, token: int, count: int) -> list[tuple[int, ...]]:
-    paths: list[tuple[int, ...]] = [(token,)] * count
-    for _ in range(LENGTH - 1):
-        paths = [(*p, int(rng.choice(V, p=student.probabilities(p)))) for p in paths]
-    return paths
 
 
 def test_a_rollout_counts_from_its_forced_token_on():

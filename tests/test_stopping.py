@@ -152,7 +152,8 @@ def test_standing_uses_questions_that_all_teachers_share():
 
 def score(tabular, folder, effort: Effort, count: int = 24):
     """Two objectives that differ: `sampled_kl` has the drive of `reverse_kl`, and nothing can decide between those."""
-    config = replace(config_for(count, part_size=8), objectives=("reverse_kl", "forward_kl"))
+    settings = config_for(count, part_size=8, teacher_rollouts=4)
+    config = replace(settings, objectives=("reverse_kl", "forward_kl"))
     return run_score(config, folder, cast=cast_of(tabular), questions=questions(count), effort=effort)
 
 
@@ -166,6 +167,7 @@ def test_a_larger_budget_goes_on_and_throws_nothing_away(tabular, tmp_path):
     before, base = forced(small), small.rollouts[small.rollouts.purpose != "targeted"].tokens.map(tuple).tolist()
     tokens = small.questions.sampled_tokens.sum()
     larger = score(tabular, tmp_path / "r", Effort(Budget(96)))
+    assert (small.rollouts.purpose == "teacher").sum() == 24 * 3 * 4
     assert forced(larger) > before
     assert larger.rollouts[larger.rollouts.purpose != "targeted"].tokens.map(tuple).tolist() == base
     assert larger.questions.sampled_tokens.sum() > tokens

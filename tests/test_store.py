@@ -12,7 +12,7 @@ import pytest
 from gradalign.store import TABLES, RunFolder, arrow_schema, load_run
 from gradalign.types import GradalignError
 
-SAMPLES = {pa.string(): "x", pa.int64(): 1, pa.float64(): 0.5, pa.bool_(): True}
+SAMPLES = {pa.string(): "x", pa.int64(): 1, pa.float64(): 0.5, pa.bool_(): True, pa.list_(pa.string()): ["x"]}
 
 
 def rows(part: int) -> dict[str, list[dict]]:

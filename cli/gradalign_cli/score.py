@@ -35,7 +35,7 @@ The same command with a larger `--budget` goes on with a finished run: what was 
 under a context), `model:NAME` (another model), `model:NAME+ctx:…` (both), `ctx:…@model:NAME` (demonstrations from another model).
 
 **Objectives** `reverse_kl` (alias `gkd`), `forward_kl`, `jsd:BETA`, `sampled_kl`, `minillm:GAMMA` (`minillm:1:normalised`),
-`pbsd_target:BETA`, `SECOND@FIRST*STEP` (a second stage after a step of the first); without a teacher `dr_grpo`, `success`; a
+`pbsd_target:BETA`, `pbsd:BETA`, `SECOND@FIRST*STEP` (a second stage after a step of the first); without a teacher `dr_grpo`, `success`; a
 function of your own as `MODULE:FUNCTION`.
 """
 
@@ -78,6 +78,12 @@ def score(
         typer.Option("--dry-run", help="Print planned nodes, rollouts, tokens and time from a few questions; keep nothing."),
     ] = False,
     demonstrations: Annotated[int, typer.Option(help="Extra rollouts a question to take demonstrations from.")] = 8,
+    teacher_rollouts: Annotated[
+        int | None,
+        typer.Option(
+            help="Rollouts a question that each teacher samples itself [default: 32 where an objective asks, else 0]."
+        ),
+    ] = None,
     candidates: Annotated[int, typer.Option(help="Candidate tokens a node, at most.")] = 4,
     replicates: Annotated[int, typer.Option(help="Targeted rollouts that a candidate of a chosen node gets first.")] = 4,
     min_visits: Annotated[int, typer.Option(help="Rollouts a token needs to count.")] = 4,
@@ -105,6 +111,7 @@ def score(
     settings = {
         "rollouts": rollouts,
         "demonstrations": demonstrations,
+        "teacher_rollouts": teacher_rollouts,
         "candidates": candidates,
         "replicates": replicates,
         "min_visits": min_visits,
@@ -117,7 +124,7 @@ def score(
     with ProgressDisplay() as progress:
         progress.stage("starting")
         from gradalign.api import configure, default_folder, run_forecast, run_score
-        from gradalign.configurations import load_configurations
+        from gradalign.configurations import load_configurations, step_weightings
         from gradalign.findings import rank, rank_configurations
         from gradalign.pipeline import Effort, Execution, parse_budget
         from gradalign_cli.tables import print_configurations, print_forecast, print_ranking
@@ -126,6 +133,7 @@ def score(
         teachers = [*(teacher or ()), *_wanted((c.teacher for c in configurations), teacher)]
         objectives = [*(objective or ()), *_wanted((o for c in configurations for o in c.objectives), objective)]
         effort = Effort(parse_budget(budget), precision, confidence if decide else None)
+        settings["tokens"] = step_weightings(configurations)
         config = configure(questions, student, teachers, objectives, limit, max_tokens, **settings)
         folder = out or default_folder(config)
         execution = Execution(device, batch_size)

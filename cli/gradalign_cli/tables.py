@@ -102,7 +102,10 @@ def print_configurations(ranking: ConfigurationRanking) -> None:
     if frame["tied"].sum() > 1:
         output.print("'=' marks what cannot be told from the best (95% interval of the paired difference).")
     if frame[by].isna().any():
-        output.print(f"Configurations that weigh tokens have no {by}; `--by drive` compares all.")
+        output.print(
+            f"A configuration without a {by} weighs tokens in a way that the run kept no steps for: `gradalign score --configs` with it "
+            "does, and `--by drive` compares all. An oracle analysis has none."
+        )
     for reason in ranking.unscored.values():
         output.print(f"[yellow]! {safe(reason)}[/]")
     _print_remarks(ranking.warnings, ranking.notes, wide)

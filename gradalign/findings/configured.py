@@ -64,15 +64,14 @@ def rank_configurations(
     """Rank configurations on the questions that all their teachers share.
 
     Question weights have mean 1 over these questions and multiply what a question's step adds; pass rates are those of the base rollouts.
-    Token weights take sums from the chosen nodes over their chance of being chosen; transfer is known for `tokens: all` only, and what
-    has no value of the ordering score stands last. An oracle analysis is never the best. Two stages share the training equally: sums
-    and steps are their means.
+    Token weights take sums from the chosen nodes over their chance of being chosen; their transfer is known where the run was scored
+    with them, and what has no value of the ordering score stands last. An oracle analysis is never the best. Two stages share the
+    training equally: sums and steps are their means.
     """
     if by is not None and by not in RANKABLE:
         raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(RANKABLE)}")
     ground = _ground(run, configurations, support)
-    steps = steps_of(run, ground.base.keys, ground.base.questions)
-    assessed, found = _assess(ground, steps if len(ground.base.questions) >= LEAST_FOR_TRANSFER else None, None, draws, seed)
+    assessed, found = _assess(ground, _steps(run, ground), None, draws, seed)
     frame, by = tabulate(assessed, by, np.array([c.tokens.kind != "positive_alignment" for c in ground.usable]))
     frame = _described(frame, ground.usable, run, ground.base, found)
     warnings = disagreements(frame[~frame["oracle"].astype(bool)], lambda row: str(row["configuration"]))
@@ -98,8 +97,7 @@ def break_down(
         difficulty = named.loc[list(ground.base.questions)].to_numpy()
         for group in sorted(set(difficulty)):
             part = ground.part(np.flatnonzero(difficulty == group))
-            steps = steps_of(run, part.base.keys, part.base.questions)
-            assessed, _ = _assess(part, steps if len(part.base.questions) >= LEAST_FOR_TRANSFER else None, None, draws, seed)
+            assessed, _ = _assess(part, _steps(run, part), None, draws, seed)
             frames.append(_group_rows(by, group, assessed, part))
         return pd.concat(frames, ignore_index=True)
     for group, share in _shares(by, ground.rows).items():
@@ -169,11 +167,15 @@ def _ground(run: Run, configurations: Sequence[Configuration], support: str) -> 
     empty = [name for name, weight in weights.items() if np.isnan(weight).any()]
     if empty:
         raise GradalignError(f"configuration {empty[0]!r} gives every question weight 0: all pass rates are 0 or 1")
-    return _Ground(usable, unscored, base, _with_factors(scored_rows(run, support), run, base.questions), weights)
+    rows = scored_rows(run, support)
+    factors = node_factors(run, base.questions, [c.tokens for c in usable])
+    rows = rows[rows["question"].isin(base.questions)].merge(factors, on=["question", "node"])
+    advantage = run.frame("teachers", ["question", "node", "teacher", "advantage"])
+    return _Ground(usable, unscored, base, rows.merge(advantage, on=["question", "node", "teacher"], how="left"), weights)
 
 
 def _assess(
-    ground: _Ground, steps: Steps | None, share: Any, draws: int, seed: int
+    ground: _Ground, steps: list[Steps] | None, share: Any, draws: int, seed: int
 ) -> tuple[Scored, list[dict[str, np.ndarray]]]:
     """Every score of every configuration; of a `share` of the nodes only, if given."""
     found = [_configured(c, ground.base, ground.rows, ground.weights[c.name], share) for c in ground.usable]
@@ -186,7 +188,7 @@ def _assess(
         weight=standing.length_MQ, dot=standing.dot_MQ, d_norm2=standing.d_norm2_MQ, advantage=standing.advantage_MQ,
         **{name: np.stack([part[name] for part in found]) for name in names},
     )  # fmt: skip
-    moved, error = _transfer(ground.usable, ground.base, steps, ground.weights)
+    moved, error = _transfer(ground, steps)
     return assess(standing, sums, moved, error, [], draws, seed), found
 
 
@@ -206,31 +208,27 @@ def _reason(configuration: Configuration, run: Run, scores: pd.DataFrame) -> str
     return None
 
 
-def _with_factors(rows: pd.DataFrame, run: Run, questions: Sequence[str]) -> pd.DataFrame:
-    """Rows of scored nodes with what token weightings look at: place of the entropy among all visited tokens, share on wrong paths."""
+def node_factors(run: Run, questions: Sequence[str], weightings: Sequence[TokenWeighting]) -> pd.DataFrame:
+    """The visited nodes of these questions: question, node, window, the share of visits that went `wrong`, and a column for each of the
+    weightings, by its name, that says how much the tokens at the node count. `positive_alignment` is known at scored nodes only, and has
+    none."""
     nodes = run.frame("nodes", ["question", "node", "window", "visits", "visits_wrong", "student_entropy"])
-    nodes = nodes[nodes["question"].isin(questions)]
-    entropy, visits = nodes["student_entropy"].to_numpy().round(9), nodes["visits"].to_numpy()
-    levels, at = np.unique(-entropy, return_inverse=True)
-    held = np.bincount(at, visits, minlength=len(levels))
-    higher = (np.cumsum(held) - held)[at] / visits.sum()  # share of visited tokens with higher entropy
-    factors = nodes.assign(entropy_rank=higher, wrong=nodes["visits_wrong"] / nodes["visits"])
-    advantage = run.frame("teachers", ["question", "node", "teacher", "advantage"])
-    rows = rows[rows["question"].isin(questions)].merge(
-        factors[["question", "node", "window", "entropy_rank", "wrong"]], on=["question", "node"]
+    nodes = nodes[nodes["question"].isin(questions)].reset_index(drop=True)
+    found = nodes[["question", "node", "window"]].assign(wrong=nodes["visits_wrong"] / nodes["visits"])
+    entropy, visits, wrong = (
+        column.to_numpy(dtype=np.float64) for column in (nodes["student_entropy"], nodes["visits"], found["wrong"])
     )
-    return rows.merge(advantage, on=["question", "node", "teacher"], how="left")
+    for weighting in {str(w): w for w in weightings if w.kind != "positive_alignment"}.values():
+        factor = np.ones(len(nodes))
+        for at in nodes.groupby("question").indices.values():
+            factor[at] = weighting.factors(entropy[at], visits[at], wrong[at])
+        found[str(weighting)] = factor
+    return found
 
 
-def _factor(tokens: TokenWeighting, rows: pd.DataFrame) -> Any:
-    """How much each scored node counts, as a series."""
-    if tokens.kind == "incorrect_paths":
-        return rows["wrong"]
-    if tokens.kind == "entropy_top":
-        return (rows["entropy_rank"] < tokens.share).astype(float)
-    if tokens.kind == "positive_alignment":
-        return (rows["dot"] > 0).astype(float)
-    return pd.Series(1.0, index=rows.index)
+def _factor(tokens: TokenWeighting, rows: pd.DataFrame) -> pd.Series:
+    """How much each scored node counts."""
+    return (rows["dot"] > 0).astype(float) if tokens.kind == "positive_alignment" else rows[str(tokens)]
 
 
 def _configured(
@@ -272,20 +270,26 @@ def _stage(
     return linear | cosines
 
 
-def _transfer(
-    usable: Sequence[Configuration], base: Standing, steps: Steps | None, weights: dict[str, np.ndarray]
-) -> tuple[Transfer | None, np.ndarray]:
-    """Transfer of each configuration, NaN where its tokens are weighted; and what the sketch adds to its error."""
+def _steps(run: Run, ground: _Ground) -> list[Steps] | None:
+    """Stored steps of every configuration, one entry a stage, as its tokens are weighted; None where there are too few questions."""
+    if len(ground.base.questions) < LEAST_FOR_TRANSFER:
+        return None
+    wanted = list(dict.fromkeys((*pair, str(c.tokens)) for c in ground.usable for pair in c.pairs))
+    steps = steps_of(run, [key[:2] for key in wanted], ground.base.questions, tokens=[key[2] for key in wanted])
     if steps is None:
-        return None, np.full(len(usable), np.nan)
-    at = [[base.keys.index(pair) for pair in c.pairs] for c in usable]
-    cross, among = (np.stack([each[places].mean(0) for places in at]) for each in (steps.cross_MQQ, steps.among_MQQ))
-    chosen = Steps(cross, among, steps.ideal_QQ, steps.length)
-    moved = chosen.transfer(np.stack([weights[c.name] for c in usable]))
-    unknown = np.array([c.tokens.kind != "all" for c in usable])
-    for array in (moved.drive_M, moved.unit_M, moved.drive_MQQ, moved.unit_MQQ):
-        array[unknown] = np.nan
-    return moved, np.where(unknown, np.nan, chosen.sketch_error())
+        return None
+    return [steps.part([wanted.index((*pair, str(c.tokens))) for pair in c.pairs]) for c in ground.usable]
+
+
+def _transfer(ground: _Ground, steps: list[Steps] | None) -> tuple[Transfer | None, np.ndarray]:
+    """Transfer of each configuration, NaN where the run kept no steps for its token weighting; and what the sketch adds to its error."""
+    if steps is None:
+        return None, np.full(len(ground.usable), np.nan)
+    cross, among = (np.stack([array.mean(0) for array in arrays]) for arrays in zip(
+        *((stages.cross_MQQ, stages.among_MQQ) for stages in steps), strict=True
+    ))  # fmt: skip
+    whole = Steps(cross, among, steps[0].ideal_QQ, steps[0].length)
+    return whole.transfer(np.stack([ground.weights[c.name] for c in ground.usable])), whole.sketch_error()
 
 
 def _described(

@@ -24,6 +24,7 @@ CAVEAT = (
 TRANSFER = ("transfer_drive", "transfer")
 RANKABLE = (*TRANSFER, *SCORES)
 LEAST_FOR_TRANSFER = 4
+_THIN = 0.1  # below this effective share of tokens, local scores of preference pairs are said to rest on few
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,6 +261,18 @@ def _absent(teacher: str, run: Run) -> str:
     return f"{teacher} could be built for no question{why}"
 
 
+def _thin_pairs(run: Run) -> list[str]:
+    """Where the student's rollouts say little of the prefixes that the teacher would lead to."""
+    scores = run.frame("scores", [*KEYS, "effective_share"])
+    share = scores.groupby(KEYS, sort=True)["effective_share"].mean()
+    return [
+        f"{objective} under {teacher}: its local scores rest on {value:.1%} of the tokens, since the teacher would lead elsewhere; "
+        "transfer does not"
+        for (teacher, objective), value in share.items()
+        if value < _THIN
+    ]
+
+
 def outcome_notes(run: Run) -> Sequence[str]:
     """What was counted on the way: questions that say nothing, truncated and ungradable rollouts, what was skipped."""
     questions = run.frame("questions")
@@ -277,6 +290,6 @@ def outcome_notes(run: Run) -> Sequence[str]:
         "base rollouts in which no answer could be read": int(sampled["ungradable"].sum()),
         "base rollouts cut at the length limit": int(sampled["truncated"].sum()),
     }
-    notes = [f"{count} {what}" for what, count in counted.items() if count]
+    notes = [f"{count} {what}" for what, count in counted.items() if count] + _thin_pairs(run)
     skipped = run.frame("skipped").fillna({"teacher": "every teacher"}).groupby(["teacher", "reason"], sort=True).size()
     return [*notes, *(f"{teacher}: {count} questions skipped, {reason}" for (teacher, reason), count in skipped.items())]

@@ -24,6 +24,10 @@ class Steps:
     ideal_QQ: Float[np.ndarray, "Q Q"]
     length: int | None
 
+    def part(self, at: Sequence[int]) -> "Steps":
+        """The same of some of the pairs, by their places."""
+        return Steps(self.cross_MQQ[list(at)], self.among_MQQ[list(at)], self.ideal_QQ, self.length)
+
     def transfer(self, weight_MQ: Float[np.ndarray, "M Q"] | None = None) -> Transfer:
         """Transfer of each pair, with questions weighted in training."""
         return transfer(self.cross_MQQ, np.einsum("mqq->mq", self.among_MQQ), weight_MQ)
@@ -39,25 +43,33 @@ class Steps:
 
 
 def steps_of(
-    run: Run, keys: Sequence[tuple[str, str]], questions: Sequence[str], space: Literal["head", "logits"] = "head"
+    run: Run,
+    keys: Sequence[tuple[str, str]],
+    questions: Sequence[str],
+    space: Literal["head", "logits"] = "head",
+    tokens: Sequence[str] | None = None,
 ) -> Steps | None:
     """Read the steps of these pairs on these questions, in the output layer or summed in the logits.
 
-    None where the run kept none (its nodes were taken outright).
+    `tokens` is how each pair weighs tokens, all alike unless given. None where the run kept none (its nodes were taken outright); NaN
+    for a pair whose steps it did not keep so.
     """
     step, exact = ("step", "exact") if space == "head" else ("step_logits", "exact_logits")
-    table = run.table("steps", ["question", "teacher", "objective", exact, step])
+    table = run.table("steps", ["question", "teacher", "objective", "tokens", exact, step])
     if not table.num_rows:
         return None
     flat = table[step].combine_chunks().flatten().to_numpy()
     steps = flat.reshape(table.num_rows, -1)
-    columns = zip(*(table[name].to_pylist() for name in ("question", "teacher", "objective")), strict=True)
+    columns = zip(*(table[name].to_pylist() for name in ("question", "teacher", "objective", "tokens")), strict=True)
     place = {row: i for i, row in enumerate(columns)}
-    ideal = steps[[place[q, None, None] for q in questions]].astype(np.float64)
+    ideal = steps[[place[q, None, None, "all"] for q in questions]].astype(np.float64)
     shape = (len(keys), len(questions), len(questions))
     cross, among = np.empty(shape), np.empty(shape)
-    for m, key in enumerate(keys):
-        step = steps[[place[(q, *key)] for q in questions]].astype(np.float64)
+    for m, (key, kind) in enumerate(zip(keys, tokens or ["all"] * len(keys), strict=True)):
+        if any((q, *key, kind) not in place for q in questions):
+            cross[m] = among[m] = np.nan
+            continue
+        step = steps[[place[(q, *key, kind)] for q in questions]].astype(np.float64)
         cross[m], among[m] = step @ ideal.T, step @ step.T
     length = None if all(table[exact].to_pylist()) else steps.shape[1]
     return Steps(cross, among, ideal @ ideal.T, length)

@@ -2,7 +2,7 @@
 
 from gradalign.pipeline.budget import Budget, Effort, parse_budget
 from gradalign.pipeline.cast import Cast, Member, load_cast
-from gradalign.pipeline.config import Execution, RunConfig
+from gradalign.pipeline.config import Execution, RunConfig, needs_teacher_rollouts
 from gradalign.pipeline.execute import data_fingerprint, execute
 from gradalign.pipeline.forecast import Forecast, forecast
 from gradalign.pipeline.progress import Progress, Silent
@@ -21,5 +21,6 @@ __all__ = [
     "execute",
     "forecast",
     "load_cast",
+    "needs_teacher_rollouts",
     "parse_budget",
 ]

@@ -4,8 +4,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gradalign.configurations import parse_tokens
 from gradalign.contexts import parse_teacher
-from gradalign.objectives import OBJECTIVES, parse_objective
+from gradalign.objectives import parse_objective
 from gradalign.types import GradalignError
 
 
@@ -13,16 +14,19 @@ from gradalign.types import GradalignError
 class RunConfig:
     """The settings that rows depend on. Stored in run.json; a run goes on only under the same ones.
 
-    `max_tokens` None means 1,024, or half the student's window where that is less; it is settled when the student is loaded.
+    `tokens` are token weightings, beyond all tokens alike, that steps are kept under. `max_tokens` None means 1,024, or half the student's
+    window where that is less; it is settled when the student is loaded.
     """
 
     student: str
     questions: str
     teachers: tuple[str, ...]
     objectives: tuple[str, ...] = ("reverse_kl", "forward_kl")
+    tokens: tuple[str, ...] = ()
     limit: int | None = None
     rollouts: int = 64
     demonstrations: int = 8
+    teacher_rollouts: int = 0
     replicates: int = 4
     candidates: int = 4
     candidate_mass: float = 0.995
@@ -59,10 +63,14 @@ class RunConfig:
                 raise GradalignError(f"a {kind} is given twice among {', '.join(specs)}; give each once")
             for spec in specs:
                 parse(spec)
-
-        for spec in self.objectives:
-            if not parse_objective(spec).scorable:
-                raise GradalignError(f"objective {spec} cannot be scored yet; choose from {', '.join(OBJECTIVES)}")
+        for spec in self.tokens:
+            if str(parse_tokens(spec)) != spec or spec in ("all", "positive_alignment"):
+                raise GradalignError(f"no steps can be kept for tokens {spec!r}; give incorrect_paths or entropy_top:SHARE")
+        asking = next((spec for spec in self.objectives if needs_teacher_rollouts(spec)), None)
+        if asking is not None and self.teacher_rollouts < 2:
+            raise GradalignError(
+                f"objective {asking} compares with rollouts of the teacher; give teacher_rollouts of at least 2, as 32"
+            )
 
     @property
     def pairs(self) -> int:
@@ -82,8 +90,14 @@ class RunConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
+def needs_teacher_rollouts(spec: str) -> bool:
+    """Does the objective rest on rollouts that teachers sample themselves?"""
+    outcome = parse_objective(spec).outcome
+    return outcome is not None and outcome.kind == "pair_weight"
+
+
 _LEAST = {
-    "limit": 1, "rollouts": 1, "demonstrations": 1, "replicates": 1, "candidates": 2, "min_visits": 2,
+    "limit": 1, "teacher_rollouts": 0, "rollouts": 1, "demonstrations": 1, "replicates": 1, "candidates": 2, "min_visits": 2,
     "max_tokens": 1, "part_size": 1,
 }  # fmt: skip
 

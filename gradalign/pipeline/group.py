@@ -5,18 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradalign.configurations import parse_tokens
 from gradalign.contexts import needed_material, render_question
 from gradalign.objectives import Objective, parse_objective
 from gradalign.pipeline.budget import Budget
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
-from gradalign.pipeline.outcomes import brought_by
+from gradalign.pipeline.outcomes import Teaching, outcomes_of
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.prompts import teacher_prompts
 from gradalign.pipeline.restore import Stored
 from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summarise
 from gradalign.pipeline.rows import QuestionResult, Rows, Scored, question_rows
-from gradalign.pipeline.scoring import Brought, Step, gather, gather_evidence, score_full, score_visited, step_of, total_scores
+from gradalign.pipeline.scoring import Brought, Step, gather, gather_evidence, score_full, score_visited, steps_of, total_scores
 from gradalign.pipeline.survey import Survey, SurveyRequest, survey_nodes
 from gradalign.pipeline.targeted import Footing, Plan, Targeting, footing, plan, plan_branches, sample_targeted
 from gradalign.schedule import Reference
@@ -43,7 +44,7 @@ class Spending:
 
 def planned_units(config: RunConfig, pools: int, budget: Budget, questions: int, held: bool) -> int:
     """Units of work a question: one forward pass a teacher as long as the base rollouts, targeted rollouts, and what is not yet held."""
-    sampled = 0 if held else config.rollouts + config.demonstrations * pools
+    sampled = 0 if held else config.rollouts + config.demonstrations * pools + config.teacher_rollouts * len(config.teachers)
     targeted = budget.amount
     if budget.unit == "tokens":
         targeted = max(0, budget.amount // questions - sampled * config.longest // 2) * 4 // config.longest
@@ -88,10 +89,14 @@ def score_questions(
     for result in open_results:
         if result.question.id in stored:
             _restore(result, stored[result.question.id])
+    fresh = [result for result in open_results if result.question.id not in stored]
+    _cast_teachers(fresh, cast, config)
+    if config.teacher_rollouts:
+        _sample_teachers(fresh, cast, config, progress)
     surveyed: list[tuple[QuestionResult, _Surveyed]] = []
     for result in open_results:
         progress.stage("forward passes")
-        found = _survey(result, prompts[result.question.id], cast, config, result.question.id in stored)
+        found = _survey(result, prompts[result.question.id], cast, config)
         surveyed += [] if found is None else [(result, found)]
         progress.advance(config.rollouts * (1 + len(config.teachers)))
     progress.stage("targeted rollouts")
@@ -104,7 +109,7 @@ def score_questions(
     sample_targeted(targetings, cast.student, config, progress.advance)
     progress.stage("scores")
     for (result, found), targeting in zip(surveyed, targetings, strict=True):
-        _score(result, found, targeting, cast, config)
+        _score(result, found, targeting, prompts[result.question.id], cast, config)
     return results
 
 
@@ -149,8 +154,36 @@ def _sample_base(
         result.pools = {source: pool[i] for source, pool in pools.items()}
 
 
+def _cast_teachers(results: Sequence[QuestionResult], cast: Cast, config: RunConfig) -> None:
+    """Teacher prompts of questions whose rollouts stand, and the tokens that were sampled for them."""
+    for result in results:
+        longest = max(len(rollout.completion.tokens) for rollout in result.rollouts)
+        room = config.longest if config.teacher_rollouts else longest
+        result.prompts, skips = teacher_prompts(cast, result.question, result.pools, room)
+        result.skips += skips
+        result.other_tokens = sum(len(rollout.completion.tokens) for rollout in result.rollouts)
+        result.other_tokens += sum(pool.tokens + pool.summary_tokens for pool in result.pools.values())
+        if not result.prompts:
+            result.skips.append(Skip(result.question.id, None, _NO_TEACHER))
+
+
+def _sample_teachers(results: Sequence[QuestionResult], cast: Cast, config: RunConfig, progress: Progress) -> None:
+    """Every teacher's own rollouts of the questions that it can teach, under its own prompt."""
+    progress.stage("teachers' rollouts")
+    sampling = Sampling(config.seed, config.longest, progress)
+    for teacher in cast.teachers:
+        able = [(result, p.tokens) for result in results for p in result.prompts if p.teacher.name == teacher.name]
+        questions, prompts = [result.question for result, _ in able], [tokens for _, tokens in able]
+        purpose = f"teacher {teacher.name}"
+        sampled = sample_rollouts(cast.member(teacher.model), questions, prompts, purpose, config.teacher_rollouts, sampling)
+        for (result, _), rollouts in zip(able, sampled, strict=True):
+            result.taught[teacher.name] = rollouts
+            result.other_tokens += sum(len(rollout.completion.tokens) for rollout in rollouts)
+
+
 def _restore(result: QuestionResult, stored: Stored) -> None:
     result.rollouts, result.pools, result.prompts = stored.rollouts, stored.pools, stored.prompts
+    result.taught = stored.taught
     result.skips, result.other_tokens = list(stored.skips), stored.other_tokens
 
 
@@ -163,16 +196,8 @@ class _Surveyed:
     ground: Footing
 
 
-def _survey(result: QuestionResult, prompt: tuple[int, ...], cast: Cast, config: RunConfig, known: bool) -> _Surveyed | None:
-    """Teacher prompts and the pass over the vocabulary; None if no teacher is left."""
-    if not known:
-        longest = max(len(rollout.completion.tokens) for rollout in result.rollouts)
-        result.prompts, skips = teacher_prompts(cast, result.question, result.pools, longest)
-        result.skips += skips
-        result.other_tokens = sum(len(rollout.completion.tokens) for rollout in result.rollouts)
-        result.other_tokens += sum(pool.tokens + pool.summary_tokens for pool in result.pools.values())
-        if not result.prompts:
-            result.skips.append(Skip(result.question.id, None, _NO_TEACHER))
+def _survey(result: QuestionResult, prompt: tuple[int, ...], cast: Cast, config: RunConfig) -> _Surveyed | None:
+    """The pass over the vocabulary; None if no teacher is left."""
     if not result.prompts:
         return None
     sequences = [rollout.completion.tokens for rollout in result.rollouts]
@@ -181,8 +206,8 @@ def _survey(result: QuestionResult, prompt: tuple[int, ...], cast: Cast, config:
     student = (cast.student.model.language_model, prompt)
     teachers = {p.teacher.name: (cast.member(p.teacher.model).model.language_model, p.tokens) for p in result.prompts}
     try:
-        request = SurveyRequest(tree, sequences, reward - reward.mean(), student, teachers)
-        survey = survey_nodes(request, _objectives(config), config.candidates)
+        request = SurveyRequest(tree, sequences, reward, student, teachers)
+        survey = survey_nodes(request, _objectives(config), config.candidates, [parse_tokens(spec) for spec in config.tokens])
     except GradalignError as error:
         raise GradalignError(f"question {result.question.id!r}: {error}") from error
     lengths = np.array([len(sequence) for sequence in sequences])
@@ -225,7 +250,14 @@ def _taken(found: _Surveyed, tokens_MK: np.ndarray, rows: np.ndarray, weight_R: 
     return np.where(child >= 0, tree.branch_sums(tree.path_RT >= 0, weight_R)[child], 0.0)
 
 
-def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast: Cast, config: RunConfig) -> None:
+def _score(
+    result: QuestionResult,
+    found: _Surveyed,
+    targeting: Targeting,
+    prompt: tuple[int, ...],
+    cast: Cast,
+    config: RunConfig,
+) -> None:
     tree, survey, chosen = found.tree, found.survey, targeting.plan
     result.targeted = targeting.rollouts
     codec, student = cast.student.model.codec, cast.student.model.language_model
@@ -235,9 +267,13 @@ def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast:
     visits = found.ground.visits_N
     weight_M = visits[rows] / chosen.inclusion_N[rows]
     totals = total_scores(survey, gathered, chosen)
-    ideal = None if totals.ideal_NK is None else step_of(survey, totals.ideal_NK, student)
-    teachers = [(cast.member(p.teacher.model).model.language_model, p.tokens) for p in result.prompts]
-    brought = brought_by(objectives, teachers, survey, gathered, evidence, ideal, student)
+    ideal_W = [] if totals.ideal_NK is None else steps_of(survey, totals.ideal_NK, student)
+    teachers = [
+        Teaching(cast.member(p.teacher.model).model.language_model, p.tokens, result.taught.get(p.teacher.name, ()))
+        for p in result.prompts
+    ]
+    outcomes = outcomes_of(objectives, teachers, survey, gathered, evidence, ideal_W, Teaching(student, prompt))
+    brought = outcomes.brought
     reward = np.array([rollout.grade.reward for rollout in result.rollouts])
     took, advantage = (_taken(found, evidence.tokens_MK, rows, w) for w in (np.ones(len(reward)), reward - reward.mean()))
     full = score_full(survey, evidence, brought)
@@ -252,21 +288,25 @@ def _score(result: QuestionResult, found: _Surveyed, targeting: Targeting, cast:
         dot_CO=totals.dot_CO + (weight_M * full.dot_added_COM).sum(-1),
         d_norm2_CO=(visits * survey.direction_norm2_CON).sum(-1) + (weight_M * full.norm2_added_COM).sum(-1),
         steps=_whole_steps(survey, brought),
-        ideal=ideal,
+        ideal=ideal_W[0] if ideal_W else None,
+        pairs=outcomes.pairs,
         visits_N=visits,
         weight_M=weight_M,
         token_texts={int(token): codec.text([int(token)]) for token in np.unique(evidence.tokens_MK) if token >= 0},
     )
 
 
-def _whole_steps(survey: Survey, brought: Mapping[tuple[int, int], Brought]) -> list[list[Step]]:
-    """Steps of all teachers and objectives (C lists of O), with what rollouts bring to them."""
-    head, logits = survey.step_COL.copy(), survey.shift_COF.copy()
-    for (c, o), more in brought.items():
-        if not more.sampled and more.step is not None:
-            head[c, o] += more.scale * more.step.head_L
-            logits[c, o] += more.scale * more.step.logits_F
-    return [[Step(*parts) for parts in zip(*row, strict=True)] for row in zip(head, logits, strict=True)]
+def _whole_steps(survey: Survey, brought: Mapping[tuple[int, int], Brought]) -> dict[tuple[int, int, int], Step]:
+    """Steps by the places of token weighting, teacher and objective, with what rollouts bring to them; those that cannot be told miss."""
+    found = {}
+    for w, c, o in np.ndindex(*survey.step_WCOL.shape[:3]):
+        step = Step(survey.step_WCOL[w, c, o], survey.shift_WCOF[w, c, o])
+        more = brought.get((c, o))
+        if more is None or more.sampled:
+            found[w, c, o] = step
+        elif more.steps_W and (brings := more.steps_W[w]) is not None:
+            found[w, c, o] = step + brings
+    return found
 
 
 def _objectives(config: RunConfig) -> list[Objective]:

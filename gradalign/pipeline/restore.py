@@ -20,6 +20,7 @@ class Stored:
     rollouts: list[Rollout]
     pools: dict[str | None, Pool]
     prompts: list[TeacherPrompt]
+    taught: dict[str, list[Rollout]]
     skips: list[Skip]
     targeted: list[Forced]
     other_tokens: int
@@ -39,13 +40,21 @@ def stored_questions(folder: RunFolder, part: int, cast: Cast, student: str) -> 
             None if source == student else source: Pool([_rollout(row) for row in shown if row["source"] == source])
             for source in sources
         }
+        own = [row for row in mine["rollouts"] if row["purpose"] == "teacher"]
+        taught = {
+            row["teacher"]: [_rollout(sampled) for sampled in own if sampled["source"] == row["teacher"]]
+            for row in mine["contexts"]
+            if own
+        }
         targeted = [_forced(row) for row in mine["rollouts"] if row["purpose"] == "targeted"]
         forced_tokens = sum(len(forced.completion.tokens) for forced in targeted)
         prompts = [
             TeacherPrompt(teachers[row["teacher"]], row["message"], tuple(row["prompt_tokens"])) for row in mine["contexts"]
         ]
         skips = [Skip(row["question"], row["teacher"], row["reason"], row["detail"]) for row in mine["skipped"]]
-        found[question["question"]] = Stored(base, pools, prompts, skips, targeted, question["sampled_tokens"] - forced_tokens)
+        found[question["question"]] = Stored(
+            base, pools, prompts, taught, skips, targeted, question["sampled_tokens"] - forced_tokens
+        )
     return found
 
 

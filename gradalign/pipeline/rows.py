@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from gradalign.contexts import render_question
 from gradalign.objectives import parse_objective
 from gradalign.pipeline.config import RunConfig
+from gradalign.pipeline.outcomes import PairsSeen
 from gradalign.pipeline.prompts import TeacherPrompt
 from gradalign.pipeline.rollouts import Pool
 from gradalign.pipeline.scoring import Evidence, Step, SupportScores, TotalScores
@@ -33,8 +35,9 @@ class Scored:
     totals: TotalScores
     dot_CO: np.ndarray
     d_norm2_CO: np.ndarray
-    steps: Sequence[Sequence[Step]]
+    steps: Mapping[tuple[int, int, int], Step]
     ideal: Step | None
+    pairs: Mapping[tuple[int, int], PairsSeen]
     visits_N: np.ndarray
     weight_M: np.ndarray
     token_texts: Mapping[int, str]
@@ -48,6 +51,7 @@ class QuestionResult:
     order: int
     rollouts: list[Rollout] = field(default_factory=list)
     pools: Mapping[str | None, Pool] = field(default_factory=dict)
+    taught: dict[str, list[Rollout]] = field(default_factory=dict)
     prompts: Sequence[TeacherPrompt] = ()
     skips: list[Skip] = field(default_factory=list)
     other_tokens: int = 0
@@ -80,6 +84,8 @@ def _question_row(result: QuestionResult) -> dict[str, Any]:
         "question": question.id,
         "order": result.order,
         "text": question.text,
+        "choices": list(question.choices),
+        "prompt": render_question(question),
         "answer": question.answer,
         "kind": question.kind,
         "difficulty": question.difficulty,
@@ -112,6 +118,7 @@ def _rollout_rows(result: QuestionResult, config: RunConfig) -> list[dict[str, A
         for source, pool in result.pools.items()
         for rollout in pool.rollouts
     ]
+    rows += [_sampled_row("teacher", teacher, rollout) for teacher, taught in result.taught.items() for rollout in taught]
     rows += [_targeted_row(index, config.student, rollout) for index, rollout in enumerate(result.targeted)]
     return [{"question": result.question.id, **row} for row in rows]
 
@@ -270,6 +277,8 @@ def _score_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> li
             "d_norm2": known(scored.d_norm2_CO[c, o]),
             "advantage": known(totals.advantage_C[c]) if teacher != REWARDS else None,
             "advantage_se": known(totals.advantage_se_C[c]) if teacher != REWARDS else None,
+            "effective_share": scored.pairs[c, o].effective if (c, o) in scored.pairs else None,
+            "pair_information": scored.pairs[c, o].information if (c, o) in scored.pairs else None,
         }
         for c, o, teacher, objective in _pairs(result, config)
     ]
@@ -280,19 +289,25 @@ def _step_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> lis
     if scored.ideal is None:
         return []
     survey = scored.survey
-    steps = [(None, None, scored.ideal)]
-    steps += [(teacher, objective, scored.steps[c][o]) for c, o, teacher, objective in _pairs(result, config)]
+    steps = [("all", None, None, scored.ideal)]
+    steps += [
+        (tokens, teacher, objective, scored.steps[w, c, o])
+        for w, tokens in enumerate(("all", *config.tokens))
+        for c, o, teacher, objective in _pairs(result, config)
+        if (w, c, o) in scored.steps
+    ]
     return [
         {
             "question": result.question.id,
             "teacher": teacher,
             "objective": objective,
+            "tokens": tokens,
             "exact": survey.sketch.exact,
             "step": step.head_L,
             "exact_logits": survey.flat.exact,
             "step_logits": step.logits_F,
         }
-        for teacher, objective, step in steps
+        for tokens, teacher, objective, step in steps
     ]
 
 

@@ -1,6 +1,6 @@
 """From counts and directions to scores: success at the kept tokens of the chosen nodes, both supports, every teacher and objective."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from gradalign.models import Batches, LanguageModel
 from gradalign.objectives import NodeSignals, Objective
 from gradalign.pipeline.survey import Survey
 from gradalign.pipeline.targeted import Plan, TargetedRollout
-from gradalign.returns import Returns, align_outcome
+from gradalign.returns import OnSupport, OutcomeAlignment
 from gradalign.success import SuccessEstimates, branch_success, shrink
 from gradalign.totals import Functionals, Passage, estimate_totals, ideal_coefficients, passage, stratified_values
 from gradalign.tree import PrefixTree, build_tree
@@ -37,15 +37,15 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Brought:
-    """What rollouts bring to a direction: X at the chosen nodes and its `scale`, and the step it makes over all nodes, unscaled.
+    """What rollouts bring to a direction: how the whole of it aligns at the chosen nodes, and what it adds to the step over all nodes,
+    for each token weighting (None where it cannot be told).
 
-    Where it is `sampled` the direction is that of the base rollouts themselves, and X tells its expectation.
+    Where it is `sampled` the direction is that of the base rollouts themselves, and this tells its expectation.
     """
 
-    returns: Returns
-    scale: float
+    aligned: Callable[[OnSupport], OutcomeAlignment]
     sampled: bool
-    step: "Step | None"
+    steps_W: Sequence["Step | None"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,22 +163,43 @@ class Step:
     head_L: Float[np.ndarray, " L"]
     logits_F: Float[np.ndarray, " F"]
 
+    def __add__(self, other: "Step") -> "Step":
+        return Step(self.head_L + other.head_L, self.logits_F + other.logits_F)
+
+    def times(self, factor: float) -> "Step":
+        """A step `factor` times as long."""
+        return Step(factor * self.head_L, factor * self.logits_F)
+
+
+def steps_of(survey: Survey, coefficients_NK: Float[np.ndarray, "N K"], student: LanguageModel) -> list[Step]:
+    """The step of directions sum_k c_uk (e_k - pi_u) over the survey's nodes, under each of its token weightings."""
+    return [
+        step_along(survey, survey.student_states, survey.kept_NK, factor_N[:, None] * coefficients_NK, student)
+        for factor_N in survey.factor_WN
+    ]
+
 
 @torch.inference_mode()
-def step_of(survey: Survey, coefficients_NK: Float[np.ndarray, "N K"], student: LanguageModel) -> Step:
-    """The step of directions sum_k c_uk (e_k - pi_u)."""
+def step_along(
+    survey: Survey,
+    states_NH: Float[torch.Tensor, "N H"],
+    tokens_NK: Int[np.ndarray, "N K"],
+    coefficients_NK: Float[np.ndarray, "N K"],
+    student: LanguageModel,
+) -> Step:
+    """The step of directions sum_k c_nk (e_k - pi_n) at nodes of one's own, given by the student's hidden states there."""
     batches = Batches(max(1, _CELLS // student.vocabulary_size), "steps in the output layer")
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        states = survey.student_states[start:stop].to(survey.device)
+        states = states_NH[start:stop].to(survey.device)
         probs = student.logprobs(states).exp()
         c = torch.from_numpy(coefficients_NK[start:stop]).to(probs)
-        kept = torch.from_numpy(survey.kept_NK[start:stop]).to(probs.device).clamp_min(0)
+        kept = torch.from_numpy(tokens_NK[start:stop]).to(probs.device).clamp_min(0)
         direction = (-c.sum(1, keepdim=True) * probs).scatter_add_(1, kept, c)
         ones = torch.ones(len(direction), 1).to(direction)
         return survey.sketch.sum(direction, states).cpu().numpy(), survey.flat.sum(direction, ones).cpu().numpy()
 
-    parts = list(batches.over(len(survey.nodes), work))
+    parts = list(batches.over(len(states_NH), work))
     return Step(np.sum([head for head, _ in parts], axis=0), np.sum([logits for _, logits in parts], axis=0))
 
 
@@ -213,7 +234,8 @@ def score_full(survey: Survey, evidence: Evidence, brought: Mapping[tuple[int, i
     """Over the whole vocabulary: untried tokens take the mean success of the tried ones, d is as the survey found it."""
     probs = survey.student_probs_NK[evidence.rows]
     d_COMK = survey.direction_CONK[:, :, evidence.rows].astype(np.float64)
-    return _on_support(probs, evidence, d_COMK, survey.direction_norm2_CON[:, :, evidence.rows], brought)
+    tau_CMK = np.exp(survey.teacher_logprobs_CNK[:, evidence.rows])
+    return _on_support(probs, tau_CMK, evidence, d_COMK, survey.direction_norm2_CON[:, :, evidence.rows], brought)
 
 
 def score_visited(
@@ -240,11 +262,12 @@ def score_visited(
 
     log_taus = [_renormalised(tau[evidence.rows], tried) for tau in survey.teacher_logprobs_CNK]
     d_COMK = np.array([[direction(objective, log_tau) for objective in objectives] for log_tau in log_taus])
-    return _on_support(np.exp(log_pi), evidence, d_COMK, (d_COMK**2).sum(-1), brought)
+    return _on_support(np.exp(log_pi), np.exp(log_taus), evidence, d_COMK, (d_COMK**2).sum(-1), brought)
 
 
 def _on_support(
     probs_MK: np.ndarray,
+    tau_CMK: np.ndarray,
     evidence: Evidence,
     d_COMK: np.ndarray,
     norm2_COM: np.ndarray,
@@ -260,8 +283,9 @@ def _on_support(
             found = align(probs_MK, success, tried, ideal, d_COMK[c, o], norm2_COM[c, o])
             more = brought.get((c, o))
             if more is not None:
-                nothing = np.zeros(d_COMK[c, o].shape) if more.sampled else d_COMK[c, o]
-                whole = align_outcome(probs_MK, success, tried, ideal, nothing, norm2_COM[c, o], more.returns, more.scale)
+                d_known = np.zeros(d_COMK[c, o].shape) if more.sampled else d_COMK[c, o]
+                on = OnSupport(probs_MK, tau_CMK[c], success, tried, ideal, d_known, norm2_COM[c, o])
+                whole = more.aligned(on)
                 dot[c, o] = whole.dot_M
                 if more.sampled:
                     found = NodeAlignment(found.cosine_N, whole.node.dot_N, found.dot_se_N)

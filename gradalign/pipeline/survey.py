@@ -5,7 +5,7 @@ of nodes only; what leaves it are numbers per node, values at a few kept tokens,
 layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gradalign.configurations import TokenWeighting
 from gradalign.models import Batches, LanguageModel
 from gradalign.objectives import After, NodeSignals, Objective
 from gradalign.sketch import OuterSketch
@@ -39,8 +40,8 @@ class Survey:
     of the expected direction and `expected_norm2` its squared length. What is chosen for rollouts looks at these: `direction` may have
     looked at which tokens the base rollouts took and how they ended.
 
-    `step` is sum_u visits_u d_u h_u^T as `sketch` keeps it, with h the student's last hidden states, `student_states`, and `shift` is
-    sum_u visits_u d_u as `flat` keeps it.
+    `step` is sum_u w_u d_u h_u^T as `sketch` keeps it, with h the student's last hidden states, `student_states`, and `shift` is
+    sum_u w_u d_u as `flat` keeps it; w are visits times a `factor`, 1 in the first place of W and then one for each token weighting.
     """
 
     nodes: Int[np.ndarray, " N"]
@@ -57,8 +58,9 @@ class Survey:
     ratio2_CN: Float[np.ndarray, "C N"]
     student_entropy_N: Float[np.ndarray, " N"]
     divergence_CND: Float[np.ndarray, "C N D"]
-    step_COL: Float[np.ndarray, "C O L"]
-    shift_COF: Float[np.ndarray, "C O F"]
+    factor_WN: Float[np.ndarray, "W N"]
+    step_WCOL: Float[np.ndarray, "W C O L"]
+    shift_WCOF: Float[np.ndarray, "W C O F"]
     sketch: OuterSketch
     flat: OuterSketch
     student_states: Float[Tensor, "N H"]
@@ -77,39 +79,60 @@ class Survey:
 
 @dataclass(frozen=True, eq=False)
 class SurveyRequest:
-    """A question's tree with its base rollouts and their advantages, and the prompts under which student and teachers read it."""
+    """A question's tree with its base rollouts and their rewards, and the prompts under which student and teachers read it."""
 
     tree: PrefixTree
     sequences: Sequence[np.ndarray]
-    advantage_R: Float[np.ndarray, " R"]
+    reward_R: Float[np.ndarray, " R"]
     student: tuple[LanguageModel, tuple[int, ...]]
     teachers: Mapping[str, tuple[LanguageModel, tuple[int, ...]]]
 
 
-def survey_nodes(request: SurveyRequest, objectives: Sequence[Objective], ranked: int) -> Survey:
+def survey_nodes(
+    request: SurveyRequest, objectives: Sequence[Objective], ranked: int, weightings: Sequence[TokenWeighting] = ()
+) -> Survey:
     """Run student and teachers over every node of the tree and keep what scheduling and scoring need."""
     tree = request.tree
     nodes = np.flatnonzero(tree.visits() > 0)
     hidden = [_node_states(model, prompt, request, nodes) for model, prompt in (request.student, *request.teachers.values())]
     models = [model for model, _ in (request.student, *request.teachers.values())]
-    children = _children(tree, nodes, request.advantage_R)
+    children = _children(tree, nodes, request.reward_R - request.reward_R.mean())
     sketch, flat = (outer_sketch(models[0].vocabulary_size, width) for width in (hidden[0].shape[1], 1))
-    visits_N = torch.from_numpy(tree.visits()[nodes] / len(request.sequences))
+    visits_N = tree.visits()[nodes].astype(np.float64)
+    factor_WN = np.ones((1 + len(weightings), len(nodes)))
+    if weightings:
+        wrong_N = tree.weighted_visits(1 - request.reward_R)[nodes] / visits_N
+        entropy_N = _entropies(models[0], hidden[0])
+        factor_WN[1:] = [weighting.factors(entropy_N, visits_N, wrong_N) for weighting in weightings]
+    weight_WN = torch.from_numpy(factor_WN * visits_N / len(request.sequences))
     arrays = 4 + len(models) + 2 * (len(models) - 1) * len(objectives)
     size = max(1, _CELLS // (models[0].vocabulary_size * arrays))
 
     def work(start: int, stop: int) -> dict[str, np.ndarray]:
         logprobs = [model.logprobs(states[start:stop]) for model, states in zip(models, hidden, strict=True)]
-        stepping = Stepping(sketch, flat, hidden[0][start:stop], visits_N[start:stop])
+        stepping = Stepping(sketch, flat, hidden[0][start:stop], weight_WN[:, start:stop])
         return _survey_chunk(logprobs, children.part(start, stop), objectives, ranked, stepping)
 
     chunks = list(Batches(size, "the pass over the vocabulary").over(len(nodes), work))
     joined = {name: np.concatenate([chunk[name] for chunk in chunks], axis=_NODE_AXIS.get(name, 0)) for name in chunks[0]}
-    joined |= {name: np.sum([chunk[name] for chunk in chunks], axis=0) for name in ("step_COL", "shift_COF")}
+    joined |= {name: np.sum([chunk[name] for chunk in chunks], axis=0) for name in ("step_WCOL", "shift_WCOF")}
     ranked = min(ranked, models[0].vocabulary_size)
     return Survey(
-        nodes=nodes, ranked=ranked, sketch=sketch, flat=flat, student_states=hidden[0].cpu(), device=hidden[0].device, **joined
-    )
+        nodes=nodes, ranked=ranked, sketch=sketch, flat=flat, student_states=hidden[0].cpu(), device=hidden[0].device,
+        factor_WN=factor_WN, **joined,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def _entropies(model: LanguageModel, states_NH: Tensor) -> Float[np.ndarray, " N"]:
+    """Entropy of the next token at every node, in nats."""
+
+    def work(start: int, stop: int) -> np.ndarray:
+        logprobs = model.logprobs(states_NH[start:stop])
+        return _numpy(-(logprobs.exp() * logprobs).sum(-1), torch.float64)
+
+    batches = Batches(max(1, _CELLS // (4 * model.vocabulary_size)), "entropies")
+    return np.concatenate(list(batches.over(len(states_NH), work)))
 
 
 @cache
@@ -120,23 +143,25 @@ def outer_sketch(vocabulary: int, width: int) -> OuterSketch:
 
 @dataclass(frozen=True, eq=False)
 class Stepping:
-    """The student's hidden states at a chunk of nodes, their visits per rollout, and what keeps steps short."""
+    """The student's hidden states at a chunk of nodes, their weights in steps, and what keeps steps short."""
 
     sketch: OuterSketch
     flat: OuterSketch
     states_NH: Float[Tensor, "N H"]
-    visits_N: Float[Tensor, " N"]
+    weight_WN: Float[Tensor, "W N"]
 
-    def step(self, direction_NV: Float[Tensor, "N V"]) -> Float[Tensor, " L"]:
-        """sum_u visits_u d_u h_u^T, sketched."""
-        return self.sketch.sum(self._weighted(direction_NV), self.states_NH.to(direction_NV.device))
+    def step(self, direction_NV: Float[Tensor, "N V"]) -> Float[Tensor, "W L"]:
+        """sum_u w_u d_u h_u^T, sketched."""
+        states = self.states_NH.to(direction_NV.device)
+        return torch.stack([self.sketch.sum(weighted, states) for weighted in self._weighted(direction_NV)])
 
-    def shift(self, direction_NV: Float[Tensor, "N V"]) -> Float[Tensor, " F"]:
-        """sum_u visits_u d_u, sketched."""
-        return self.flat.sum(self._weighted(direction_NV), torch.ones(len(direction_NV), 1).to(direction_NV))
+    def shift(self, direction_NV: Float[Tensor, "N V"]) -> Float[Tensor, "W F"]:
+        """sum_u w_u d_u, sketched."""
+        ones = torch.ones(len(direction_NV), 1).to(direction_NV)
+        return torch.stack([self.flat.sum(weighted, ones) for weighted in self._weighted(direction_NV)])
 
-    def _weighted(self, direction_NV: Tensor) -> Tensor:
-        return direction_NV * self.visits_N.to(direction_NV)[:, None]
+    def _weighted(self, direction_NV: Tensor) -> Iterator[Tensor]:
+        return (direction_NV * weight_N[:, None] for weight_N in self.weight_WN.to(direction_NV))
 
 
 _LARGE = ("direction_CONK", "lift_CONK")  # kept in single precision: they hold most of the memory
@@ -234,8 +259,8 @@ def _survey_chunk(
         ),
         "student_entropy_N": -(pi * student).sum(-1),
         "divergence_CND": torch.stack([_divergences(student, tau) for tau in teachers]),
-        "step_COL": torch.stack([torch.stack([stepping.step(d) for d in row]) for row in directions]),
-        "shift_COF": torch.stack([torch.stack([stepping.shift(d) for d in row]) for row in directions]),
+        "step_WCOL": torch.stack([torch.stack([stepping.step(d) for d in row]) for row in directions]).permute(2, 0, 1, 3),
+        "shift_WCOF": torch.stack([torch.stack([stepping.shift(d) for d in row]) for row in directions]).permute(2, 0, 1, 3),
     }
     return {name: _numpy(value, torch.float32 if name in _LARGE else torch.float64) for name, value in values.items()}
 

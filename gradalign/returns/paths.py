@@ -91,6 +91,30 @@ def return_coefficients(
 
 
 @dataclass(frozen=True, eq=False)
+class OnSupport:
+    """M nodes on one support: pi, success and g at K tokens, which of them were tried, and the direction that the two models tell.
+
+    `known_norm2_M` is the squared length of that direction over the whole vocabulary.
+    """
+
+    probs_MK: Float[np.ndarray, "M K"]
+    teacher_probs_MK: Float[np.ndarray, "M K"]
+    success: SuccessEstimates
+    tried_MK: Bool[np.ndarray, "M K"]
+    ideal: IdealDirection
+    known_MK: Float[np.ndarray, "M K"]
+    known_norm2_M: Float[np.ndarray, " M"]
+
+    def at_tried(self, values_MK: Float[np.ndarray, "M K"]) -> Float[np.ndarray, "M K"]:
+        """The values at tried tokens, 0 elsewhere."""
+        return np.where(self.tried_MK, values_MK, 0.0)
+
+    def aligned(self, direction_MK: Float[np.ndarray, "M K"], norm2_M: Float[np.ndarray, " M"]) -> NodeAlignment:
+        """g with a direction that is given at these tokens."""
+        return align(self.probs_MK, self.success, self.tried_MK, self.ideal, direction_MK, norm2_M)
+
+
+@dataclass(frozen=True, eq=False)
 class OutcomeAlignment:
     """At M nodes: alignment of the whole direction, and what its estimated part adds to <g, d> and to |d|^2 (both corrected for noise)."""
 
@@ -99,30 +123,20 @@ class OutcomeAlignment:
     norm2_M: Float[np.ndarray, " M"]
 
 
-def align_outcome(
-    probs_MK: Float[np.ndarray, "M K"],
-    success: SuccessEstimates,
-    tried_MK: Bool[np.ndarray, "M K"],
-    ideal: IdealDirection,
-    known_MK: Float[np.ndarray, "M K"],
-    known_norm2_M: Float[np.ndarray, " M"],
-    returns: Returns,
-    scale: float,
-) -> OutcomeAlignment:
+def align_outcome(on: OnSupport, returns: Returns, scale: float) -> OutcomeAlignment:
     """Align g with d = known + scale pi (X - mean X), X at the tried tokens and at its mean elsewhere, as success is on this support.
 
     The cosine is that of the two directions as estimated; <g, d> and |d|^2 are free of the noise that S and X share.
     """
-    pi = np.where(tried_MK, probs_MK, 0.0)
+    pi, x = on.at_tried(on.probs_MK), on.at_tried(returns.mean)
     held = pi.sum(1, keepdims=True)
-    x = np.where(tried_MK, returns.mean, 0.0)
     mean = np.divide((pi * x).sum(1, keepdims=True), held, out=np.zeros_like(held), where=held > 0)
     moved = scale * pi * (x - mean)
     trace_MK = np.einsum("mkk->mk", influence(pi))
-    shared = scale * (trace_MK * np.where(tried_MK, returns.covariance, 0.0)).sum(1)
-    own = scale**2 * (trace_MK * np.where(tried_MK, returns.variance, 0.0)).sum(1)
-    known = np.where(tried_MK, known_MK, 0.0)
+    shared = scale * (trace_MK * on.at_tried(returns.covariance)).sum(1)
+    own = scale**2 * (trace_MK * on.at_tried(returns.variance)).sum(1)
+    known = on.at_tried(on.known_MK)
     added = 2 * (known * moved).sum(1) + (moved**2).sum(1)
-    raw = align(probs_MK, success, tried_MK, ideal, known + moved, known_norm2_M + added)
-    extra = (ideal.g_NK * moved).sum(1) - shared
+    raw = on.aligned(known + moved, on.known_norm2_M + added)
+    extra = (on.ideal.g_NK * moved).sum(1) - shared
     return OutcomeAlignment(NodeAlignment(raw.cosine_N, raw.dot_N - shared, raw.dot_se_N), extra, added - own)
