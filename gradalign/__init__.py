@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gradalign.api import score
     from gradalign.configurations import Configuration, load_configurations
     from gradalign.findings import ConfigurationRanking, Ranking, rank, rank_configurations
+    from gradalign.handover import Export, export_configuration
     from gradalign.store import Run, load_run
     from gradalign.types import GradalignError
 
@@ -19,10 +20,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Configuration",
     "ConfigurationRanking",
+    "Export",
     "GradalignError",
     "Ranking",
     "Run",
     "__version__",
+    "export_configuration",
     "load_configurations",
     "load_run",
     "rank",
@@ -33,9 +36,11 @@ __all__ = [
 _HOMES = {
     "Configuration": "gradalign.configurations",
     "ConfigurationRanking": "gradalign.findings",
+    "Export": "gradalign.handover",
     "GradalignError": "gradalign.types",
     "Ranking": "gradalign.findings",
     "Run": "gradalign.store",
+    "export_configuration": "gradalign.handover",
     "load_configurations": "gradalign.configurations",
     "load_run": "gradalign.store",
     "rank": "gradalign.findings",

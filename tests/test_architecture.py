@@ -15,7 +15,7 @@ FLOORS = [
     {"success", "models", "configurations"},
     {"alignment", "engines", "schedule", "totals"},
     {"testbed", "findings", "returns"},
-    {"pipeline"},
+    {"pipeline", "handover"},
     {"api"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -57,7 +57,9 @@ def test_floors_name_only_rooms_that_exist():
     assert {*LEVEL} == {name for name, _ in files()}
 
 
-@pytest.mark.parametrize("module", ["gradalign", "gradalign.store", "gradalign.findings", "gradalign_cli.main"])
+@pytest.mark.parametrize(
+    "module", ["gradalign", "gradalign.store", "gradalign.findings", "gradalign.handover", "gradalign_cli.main"]
+)
 def test_reading_a_run_needs_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

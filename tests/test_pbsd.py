@@ -8,8 +8,8 @@ from test_pipeline_exact import cast_of, config_for, questions
 
 from gradalign.api import run_score
 from gradalign.findings import rank, reward_reweighting
-from gradalign.pipeline import Budget, Effort
-from gradalign.types import GradalignError
+from gradalign.pipeline import Budget, Cast, Effort
+from gradalign.types import GradalignError, TeacherSpec
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,37 @@ def test_a_teacher_tilted_by_success_gains_nothing_that_noise_does_not_take(run)
     assert rows.worse.any()
     assert "no beta" in found.summary["model:better"]
     assert "worse" in found.summary["model:better"]
+
+
+def test_self_teachers_are_compared_with_external_ones(tabular, tmp_path):
+    """A helpful model against the student under a context that tells it nothing here: the model leads plainly, and not the other way."""
+    cast = cast_of(tabular, ("model:better",))
+    cast = Cast(cast.student, (*cast.teachers, TeacherSpec("ctx:none", "none", None)), cast.others)
+    config = replace(
+        config_for(40, teacher_rollouts=4), teachers=("model:better", "ctx:none"), objectives=("reverse_kl", "pbsd:1")
+    )
+    run = run_score(config, tmp_path / "r", cast=cast, questions=questions(40), effort=Effort(Budget(64)))
+    found = reward_reweighting(run, betas=(0.5, 1.0))
+    teachers = found.teachers.set_index("teacher")
+    assert teachers.kind.to_dict() == {"model:better": "external", "ctx:none": "self"}
+    assert teachers.kl["ctx:none"] == pytest.approx(0, abs=1e-9)
+    exact = sum(
+        tabular.visitation(p)
+        * tabular.probabilities(p)
+        @ np.log(tabular.probabilities(p) / cast.others["better"].model.language_model.probabilities(p))
+        for p in tabular.prefixes
+    )
+    assert teachers.kl["model:better"] == pytest.approx(exact, rel=0.1)
+    assert teachers.success["model:better"] > teachers.success["ctx:none"]
+    assert teachers.pair_information["ctx:none"] == pytest.approx(1)
+    plain = found.frame[np.isinf(found.frame.beta)].set_index("teacher").gain
+    versus = found.versus.set_index("beta")
+    for beta in (0.5, 1.0):
+        rows = found.frame[found.frame.beta == beta].set_index("teacher").gain
+        assert versus.difference[beta] == pytest.approx(rows["ctx:none"] - rows["model:better"])
+    assert np.isnan(plain["ctx:none"]), "a teacher that is the student has no direction"
+    assert (versus.leads.loc[[0.5, 1.0]] == "external").all()
+    assert "the other model leads for beta from 0.5 to 1" in found.verdicts[0]
 
 
 def test_what_it_needs_is_named(tabular, tmp_path, run):

@@ -12,6 +12,7 @@ from gradalign import __version__
 from gradalign.types import GradalignError
 from gradalign_cli.console import Interrupted, errors
 from gradalign_cli.doctor import doctor
+from gradalign_cli.export import export
 from gradalign_cli.paced import paced
 from gradalign_cli.pbsd import pbsd
 from gradalign_cli.rank import rank
@@ -29,6 +30,7 @@ app.command()(score)
 app.command()(rank)
 app.command()(pbsd)
 app.command()(paced)
+app.command()(export)
 app.command()(doctor)
 
 

@@ -18,6 +18,8 @@ def pbsd(
 ) -> None:
     """For each teacher of a run: does the target tau exp(S / beta) improve on plain matching, and for which beta?
 
+    Where the run has both, it also says whether the student itself under a context or another model is the better teacher.
+
     **Examples**
 
     `gradalign pbsd runs/mine`

@@ -186,8 +186,34 @@ def print_reweighting(found: RewardReweighting) -> None:
     output.print(table)
     for teacher, words in found.summary.items():
         output.print(f"{safe(teacher)} {safe(words)}.")
+    _print_self_against_external(found)
     rollouts = "one rollout" if found.samples == 1 else f"{found.samples} rollouts"
     output.print(f"[dim]Success of a token is taken to be known from {rollouts} (--samples). {CAVEAT}[/]")
+
+
+def _print_self_against_external(found: RewardReweighting) -> None:
+    """What tells a self-teacher from an external one, and which of the two leads."""
+    table = Table(title="The student itself under a context, or another model?", box=SIMPLE_HEAD, padding=(0, 1))
+    for head in ("teacher", "kind"):
+        table.add_column(head, overflow="fold")
+    for head in ("KL, nats a rollout", "its own success", "pair information"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in found.teachers.to_dict("records"):
+        cells = (
+            f"{row['kl']:.3g}",
+            _percent(row["success"]),
+            "-" if pd.isna(row["pair_information"]) else f"{row['pair_information']:.2f}",
+        )
+        table.add_row(safe(row["teacher"]), row["kind"], *cells)
+    output.print(table)
+    for verdict in found.verdicts:
+        output.print(f"{safe(verdict)}.")
+    if not found.verdicts:
+        output.print("[dim]To compare, score contexts (--teacher ctx:…) and other models (--teacher model:…) in one run.[/]")
+    if found.teachers["success"].isna().any():
+        output.print(
+            "[dim]A dash: `gradalign score --teacher-rollouts` measures success, an objective pbsd:BETA the pairs' information.[/]"
+        )
 
 
 def _percent(share: float) -> str:

@@ -2,6 +2,7 @@
 
 # pandas types its results too widely for these rules.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportOperatorIssue=false
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +25,20 @@ class RewardReweighting:
 
     Columns of `frame`: teacher, beta (inf is plain matching), gain, difference, each with `_low` and `_high`, and better (the interval of
     the difference is above 0) or worse. `summary` says it in words, one line a teacher.
+
+    `teachers` has a row a teacher: kind (self: the student under a context; external: another model), kl (nats a rollout, of the student's
+    rollouts under it), and where the run knows them the success of its own rollouts and of `pair_information` the largest over PBSD's
+    betas that were scored. `versus` compares every self-teacher with every external one at each beta: difference of their gains (self less
+    external) with its interval, `leads` names the kind whose lead is beyond it. `verdicts` say that in words.
     """
 
     frame: pd.DataFrame
     questions: int
     samples: int
     summary: dict[str, str]
+    teachers: pd.DataFrame
+    versus: pd.DataFrame
+    verdicts: tuple[str, ...]
 
 
 def reward_reweighting(run: Run, samples: int = 1, betas: Sequence[float] = BETAS) -> RewardReweighting:
@@ -39,6 +48,10 @@ def reward_reweighting(run: Run, samples: int = 1, betas: Sequence[float] = BETA
     node, so sums follow from those of reverse KL and |g|^2 over the chosen nodes, corrected for noise. A training run knows
     success no better than from `samples` rollouts a token: that noise, over beta^2, lengthens its steps. With success known exactly a
     target reweighted by it could only be better. Intervals are over questions, paired with plain matching.
+
+    The paper asks, too, when the student itself under a context is the better teacher than another model: one may know more, yet lie so far
+    away that a step of given size gains less, and that pairs of its rollouts and the student's are told apart already. Both show here: in
+    gain, whose denominator is the distance, and in `teachers`.
     """
     if samples < 1:
         raise GradalignError(f"samples is {samples}; it must be at least 1")
@@ -55,11 +68,15 @@ def reward_reweighting(run: Run, samples: int = 1, betas: Sequence[float] = BETA
     if not base.questions:
         raise GradalignError("the teachers share no question; the run's `skipped` table says why")
     g_norm2_Q, noise_Q = _ideal_norm2(run, base.questions)
-    frames, summary = [], {}
+    frames, summary, standings = [], {}, {}
     for m, (teacher, _) in enumerate(base.keys):
-        frames.append(_over_beta(teacher, base, m, g_norm2_Q, noise_Q / samples, sorted(betas)))
+        standings[teacher] = _over_beta(teacher, base, m, g_norm2_Q, noise_Q / samples, sorted(betas))
+        frames.append(_against_plain(teacher, standings[teacher], sorted(betas)))
         summary[teacher] = _in_words(frames[-1])
-    return RewardReweighting(pd.concat(frames, ignore_index=True), len(base.questions), samples, summary)
+    versus, verdicts = _self_against_external(standings, sorted(betas))
+    described = _described(run, list(standings), base.questions)
+    frame = pd.concat(frames, ignore_index=True)
+    return RewardReweighting(frame, len(base.questions), samples, summary, described, versus, tuple(verdicts))
 
 
 def _ideal_norm2(run: Run, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -85,11 +102,12 @@ def _ideal_norm2(run: Run, questions: Sequence[str]) -> tuple[np.ndarray, np.nda
 
 def _over_beta(
     teacher: str, base: Standing, m: int, g_norm2_Q: np.ndarray, noise_Q: np.ndarray, betas: Sequence[float]
-) -> pd.DataFrame:
+) -> Standing:
+    """The target at each beta, plain matching first."""
     inverse = np.array([0.0, *(1 / beta for beta in betas)])[:, None]
     dot, norm2 = base.dot_MQ[m], base.d_norm2_MQ[m]
     shape = (len(inverse), len(dot))
-    standing = Standing(
+    return Standing(
         tuple((teacher, f"{i}") for i in range(len(inverse))),
         base.questions,
         np.broadcast_to(base.length_MQ[m], shape),
@@ -98,6 +116,9 @@ def _over_beta(
         norm2 + 2 * inverse * dot + inverse**2 * (g_norm2_Q + noise_Q),
         np.full(shape, np.nan),
     )
+
+
+def _against_plain(teacher: str, standing: Standing, betas: Sequence[float]) -> pd.DataFrame:
     gain, influence = standing.score("gain"), standing.influence("gain")
     low, high = standing.interval("gain")
     below, above = influence_interval(gain - gain[0], influence - influence[0])
@@ -119,3 +140,54 @@ def _in_words(frame: pd.DataFrame) -> str:
     if len(worse):
         parts.append(f"is worse from {worse.min():g} to {worse.max():g}")
     return ", ".join(parts)
+
+
+def _external(teacher: str) -> bool:
+    """Is it another model? Else it is the student under a context."""
+    return teacher.startswith("model:")
+
+
+def _described(run: Run, teachers: Sequence[str], questions: Sequence[str]) -> pd.DataFrame:
+    nodes = run.frame("nodes", ["question", "node", "visits"]).merge(
+        run.frame("questions", ["question", "rollouts"]), on="question"
+    )
+    rows = run.frame("teachers", ["question", "node", "teacher", "reverse_kl"]).merge(nodes, on=["question", "node"])
+    rows = rows[rows["question"].isin(questions)]
+    kl = (rows["reverse_kl"] * rows["visits"] / rows["rollouts"]).groupby(rows["teacher"]).sum() / len(questions)
+    sampled = run.frame("rollouts", ["question", "purpose", "source", "reward"]).query("purpose == 'teacher'")
+    success = sampled[sampled["question"].isin(questions)].groupby("source")["reward"].mean()
+    scores = run.frame("scores", ["question", "teacher", "objective", "pair_information"])
+    information = scores.groupby(["teacher", "objective"])["pair_information"].mean().groupby("teacher").max()
+    return pd.DataFrame({
+        "teacher": teachers,
+        "kind": ["external" if _external(teacher) else "self" for teacher in teachers],
+        "kl": kl.reindex(teachers).to_numpy(),
+        "success": success.reindex(teachers).to_numpy(),
+        "pair_information": information.reindex(teachers).to_numpy(),
+    })  # fmt: skip
+
+
+def _self_against_external(standings: dict[str, Standing], betas: Sequence[float]) -> tuple[pd.DataFrame, list[str]]:
+    found, verdicts = [], []
+    for own in (teacher for teacher in standings if not _external(teacher)):
+        for other in (teacher for teacher in standings if _external(teacher)):
+            one, two = standings[own], standings[other]
+            difference = one.score("gain") - two.score("gain")
+            low, high = influence_interval(difference, one.influence("gain") - two.influence("gain"))
+            leads = np.where(low > 0, "self", np.where(high < 0, "external", "neither"))
+            found.append(pd.DataFrame({
+                "self": own, "external": other, "beta": [np.inf, *betas], "difference": difference, "difference_low": low,
+                "difference_high": high, "leads": leads,
+            }))  # fmt: skip
+            verdicts.append(f"{own} against {other}: {_leads_in_words(leads, betas)}")
+    columns = ["self", "external", "beta", "difference", "difference_low", "difference_high", "leads"]
+    return (pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)), verdicts
+
+
+def _leads_in_words(leads: np.ndarray, betas: Sequence[float]) -> str:
+    names = {"self": "the student itself under the context leads", "external": "the other model leads"}
+    parts = [f"matched plainly, {names.get(leads[0], 'neither leads beyond noise')}"]
+    for kind, words in names.items():
+        at = [beta for beta, lead in zip(betas, leads[1:], strict=True) if lead == kind]
+        parts += [f"reweighted by reward, {words} for beta from {at[0]:g} to {at[-1]:g}"] if at else []
+    return "; ".join(parts)

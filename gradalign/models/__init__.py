@@ -1,11 +1,15 @@
 """Names to weights, tokenizers, chat prompts and forward passes. Knows no questions, no trees and no files of a run."""
 
-from gradalign.models.causal import CausalLanguageModel
-from gradalign.models.chat import ChatCodec, require_same_vocabulary
-from gradalign.models.loading import LoadOptions, load_model
-from gradalign.models.memory import Batches
-from gradalign.models.names import KNOWN_NAMES, ModelSource, resolve_model
-from gradalign.models.protocol import Codec, LanguageModel, LoadedModel
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradalign.models.causal import CausalLanguageModel
+    from gradalign.models.chat import ChatCodec, require_same_vocabulary
+    from gradalign.models.loading import LoadOptions, load_model
+    from gradalign.models.memory import Batches
+    from gradalign.models.names import KNOWN_NAMES, ModelSource, resolve_model
+    from gradalign.models.protocol import Codec, LanguageModel, LoadedModel
 
 __all__ = [
     "KNOWN_NAMES",
@@ -21,3 +25,25 @@ __all__ = [
     "require_same_vocabulary",
     "resolve_model",
 ]
+
+_HOMES = {
+    "CausalLanguageModel": "causal",
+    "ChatCodec": "chat",
+    "require_same_vocabulary": "chat",
+    "LoadOptions": "loading",
+    "load_model": "loading",
+    "Batches": "memory",
+    "KNOWN_NAMES": "names",
+    "ModelSource": "names",
+    "resolve_model": "names",
+    "Codec": "protocol",
+    "LanguageModel": "protocol",
+    "LoadedModel": "protocol",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that names of models are understood without torch."""
+    if name in _HOMES:
+        return getattr(import_module(f"gradalign.models.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'gradalign.models' has no attribute {name!r}")
