@@ -32,6 +32,7 @@ bench: $(VENV)/.test-installed  ## the benchmarks' tables; SMALL=1 for the size 
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/efficiency.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/deciding.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/few_rollouts.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/paced.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -20,9 +20,9 @@ from gradalign.store import Run
 
 SETS = ["builtin:arithmetic:train", "builtin:boolean:train", "builtin:choice:train"]
 TEACHER = "ctx:correct_demo"
-LIMIT = 32 if SMALL else 1000
+LIMIT = 32 if SMALL else 600
 STEP = 1.0
-SCORES = ("transfer_drive", "drive")
+SCORES = ("transfer_drive", "transfer", "drive", "gain")
 PACED = QuestionWeighting("paced")
 
 
@@ -69,14 +69,14 @@ def main() -> None:
     stored = {"fits": fits, "curves": curves, "stages": compared, "step": STEP, "limit": LIMIT, "seconds": seconds}
     rows = [[f["set"], f["objective"], f["space"], *(_with_interval(f, name, 2) for name in ("alpha", "beta"))] for f in fits]
     rows += [["default", "", "", "1.00", "1.00"]]
-    report("paced", f"Fitted p^alpha (1 - p)^beta, up to {LIMIT} questions a set", ["set", "objective", "in", "alpha [95%]", "beta [95%]"],
+    report("paced", f"Fitted p^alpha (1 - p)^beta, {LIMIT} questions a set", ["set", "objective", "in", "alpha [95%]", "beta [95%]"],
            rows, stored)  # fmt: skip
     rows = [
         [c["set"], c["questions"], c["by"], c["single"], f"{1e3 * c['two_stages']:+.3f}", f"{1e3 * c['one_stage']:+.3f}",
          f"{1e3 * c['difference']:+.3f} [{1e3 * c['low']:+.3f}, {1e3 * c['high']:+.3f}]"]
         for c in compared
     ]  # fmt: skip
-    columns = ["set", "questions", "score ·10³", "against", "two stages", "one stage", "difference [95%]"]
+    columns = ["set", "questions", "score (all ·10³)", "against", "two stages", "one stage", "difference [95%]"]
     report("paced", f"Forward KL, then reverse KL after a step of {STEP:g}, against one of them alone", columns, rows, stored)
     print("; ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
     if not all(c["low"] <= c["difference"] <= c["high"] for c in compared):

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from test_sequence_objectives import LENGTH, V, future_returns, node_logprobs
 
 from gradalign.alignment import estimate_ideal_direction
+from gradalign.objectives import NodeSignals, ideal_direction, parse_objective
 from gradalign.returns import OnSupport, align_outcome, branch_returns, return_coefficients, success_as_returns
 from gradalign.returns import future_returns as path_returns
 from gradalign.success import branch_success
@@ -84,6 +86,42 @@ def test_monte_carlo_minillm_converges_at_the_usual_rate(models, gamma, normalis
         z = (np.mean(means, 0) - exact) / (np.std(means, 0) / 10)
         assert np.abs(z).max() < 4
     assert 3.0 < errors[0] / errors[1] < 5.3
+
+
+@pytest.mark.parametrize("objective", ["success", "dr_grpo"])
+def test_monte_carlo_rewards_converge_at_the_usual_rate(models, objective):
+    """The step of n rollouts by their rewards, against visitation times the ideal direction (of which Dr. GRPO's group mean takes 1/n)."""
+    student, teacher = models
+    pi = node_logprobs(student)
+    success = torch.tensor(np.stack([student.success(prefix) for prefix in student.prefixes]))
+    visits = torch.tensor([student.visitation(prefix) for prefix in student.prefixes])[:, None]
+    exact = (visits * ideal_direction(pi, success)).sum(0).numpy()
+    rng, errors = np.random.default_rng(5), []
+    for count in (40, 640):
+        steps = [_reward_step(objective, student, rollouts(student, teacher, sample(student, rng, count))) for _ in range(100)]
+        errors.append(np.sqrt(((np.stack(steps) - exact) ** 2).sum(1).mean()))
+        due = exact * (1 - 1 / count) if objective == "dr_grpo" else exact
+        z = (np.mean(steps, 0) - due) / (np.std(steps, 0) / 10)
+        assert np.abs(z).max() < 4
+    assert 3.0 < errors[0] / errors[1] < 5.3
+
+
+def _reward_step(objective: str, student: TabularModel, found: tuple[Passage, np.ndarray, np.ndarray]) -> np.ndarray:
+    """The sum over nodes of visits per rollout times the objective's direction, from rollouts alone."""
+    flow, reward, _ = found
+    tree = flow.tree
+    nodes = np.flatnonzero(tree.visits() > 0)
+    place = tree.child(np.repeat(nodes[:, None], V, 1), np.repeat(np.arange(V)[None], len(nodes), 0))
+    pi = node_logprobs(student)[[student.prefixes[tree.prefix(int(n))] for n in nodes]]
+    if objective == "dr_grpo":
+        passed = tree.visits()[nodes][:, None]
+        taken = np.where(place >= 0, tree.branch_sums(tree.path_RT >= 0, reward - reward.mean())[place], 0.0)
+        d = parse_objective(objective).direction(NodeSignals(pi, pi, sample_advantage=torch.tensor(taken / passed)))
+        return (d.numpy() * passed / len(reward)).sum(0)
+    won = np.broadcast_to(reward[:, None], tree.path_RT.shape)
+    mean = branch_returns(flow, reward, won, np.zeros(place.shape, dtype=bool), place).mean
+    c = return_coefficients(flow, won, mean, place, nodes)
+    return (c - c.sum(1, keepdims=True) * pi.exp().numpy()).sum(0)
 
 
 @pytest.mark.parametrize("kind", ["success", "future_return"])

@@ -260,6 +260,7 @@ def print_forecast(found: "Forecast") -> None:
     for what, count in (
         ("base rollouts", found.base_rollouts),
         ("rollouts for demonstrations", found.demonstrations),
+        *([("rollouts of the teachers", found.teacher_rollouts)] if found.teacher_rollouts else []),
         ("nodes visited", found.visited_nodes),
         ("nodes chosen for targeted rollouts", found.chosen_nodes),
         ("targeted rollouts", found.targeted_rollouts),

@@ -4,6 +4,9 @@ trl.json beside this script names the trainer, its arguments and the teacher; tr
 TRL's trainers have no weights of examples, so questions are drawn in proportion to their weight: the mean of the gradient is the same.
 """
 
+# TRL hands its names out as they are asked for.
+# pyright: reportPrivateImportUsage=false
+
 import argparse
 import json
 import math
@@ -96,7 +99,7 @@ def build(plan: dict, model, settings, data: Dataset, tokenizer):
     return trainer
 
 
-def right(completions, question, answer, kind, choices, **others) -> list[float]:
+def right(completions, question, answer, kind, choices, **others) -> list[float | None]:
     """Rewards by gradalign's own graders."""
     from gradalign.questions import grade
     from gradalign.types import Question

@@ -24,6 +24,7 @@ class Forecast:
     chosen_nodes: int
     base_rollouts: int
     demonstrations: int
+    teacher_rollouts: int
     targeted_rollouts: int
     tokens: int
     seconds: float
@@ -50,6 +51,7 @@ def forecast(questions: Sequence[Question], cast: Cast, config: RunConfig, effor
         chosen_nodes=total("scored_nodes"),
         base_rollouts=total("rollouts"),
         demonstrations=round(scale * sum(row["purpose"] == "demonstration" for row in rows["rollouts"])),
+        teacher_rollouts=round(scale * sum(row["purpose"] == "teacher" for row in rows["rollouts"])),
         targeted_rollouts=total("targeted_rollouts"),
         tokens=total("sampled_tokens"),
         seconds=scale * seconds,
