@@ -199,8 +199,10 @@ def step_along(
         ones = torch.ones(len(direction), 1).to(direction)
         return survey.sketch.sum(direction, states).cpu().numpy(), survey.flat.sum(direction, ones).cpu().numpy()
 
-    parts = list(batches.over(len(states_NH), work))
-    return Step(np.sum([head for head, _ in parts], axis=0), np.sum([logits for _, logits in parts], axis=0))
+    total = Step(np.zeros(survey.sketch.length), np.zeros(survey.flat.length))
+    for part in batches.over(len(states_NH), work):
+        total = total + Step(*part)
+    return total
 
 
 def _functionals(survey: Survey, present_NK: np.ndarray) -> Functionals:

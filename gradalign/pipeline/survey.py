@@ -113,9 +113,15 @@ def survey_nodes(
         stepping = Stepping(sketch, flat, hidden[0][start:stop], weight_WN[:, start:stop])
         return _survey_chunk(logprobs, children.part(start, stop), objectives, ranked, stepping)
 
-    chunks = list(Batches(size, "the pass over the vocabulary").over(len(nodes), work))
-    joined = {name: np.concatenate([chunk[name] for chunk in chunks], axis=_NODE_AXIS.get(name, 0)) for name in chunks[0]}
-    joined |= {name: np.sum([chunk[name] for chunk in chunks], axis=0) for name in ("step_WCOL", "shift_WCOF")}
+    chunks, sums = [], {"step_WCOL": np.zeros(()), "shift_WCOF": np.zeros(())}
+    for chunk in Batches(size, "the pass over the vocabulary").over(len(nodes), work):
+        sums = {
+            name: total + chunk.pop(name) for name, total in sums.items()
+        }  # as long as many nodes, so never kept for each chunk
+        chunks.append(chunk)
+    joined = {
+        name: np.concatenate([chunk[name] for chunk in chunks], axis=_NODE_AXIS.get(name, 0)) for name in chunks[0]
+    } | sums
     ranked = min(ranked, models[0].vocabulary_size)
     return Survey(
         nodes=nodes, ranked=ranked, sketch=sketch, flat=flat, student_states=hidden[0].cpu(), device=hidden[0].device,
