@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from scipy.stats import kurtosis
 from scipy.stats import t as student_t
 
+_FLIPS = 500  # sign flips at once
+
 
 def bootstrap_counts(questions: int, draws: int, seed: int) -> Int[np.ndarray, "B Q"]:
     """How often each question is drawn in each of `draws` resamples of whole questions (the cluster bootstrap)."""
@@ -114,3 +116,19 @@ def effective_freedom(influence: Float[np.ndarray, "M Q"]) -> Float[np.ndarray, 
         excess = kurtosis(influence, axis=1, bias=False)
     spread = np.nan_to_num(excess) + 3 - (questions - 3) / (questions - 1)  # Q times the squared relative error
     return np.where(spread > 2 * questions / most, 2 * questions / spread, most)
+
+
+def sign_flip_p(difference_MQ: Float[np.ndarray, "M Q"], draws: int = 10_000, seed: int = 0) -> Float[np.ndarray, " M"]:
+    """Two-sided p that M means over questions are 0, from random signs of each question's paired difference; NaN from fewer than two.
+
+    Valid where each difference is as likely as its opposite. NaN differences are left out. All M rows meet the same signs, so memory does
+    not grow with `draws` x M x Q.
+    """
+    known = np.isfinite(difference_MQ)
+    filled = np.where(known, difference_MQ, 0.0)
+    observed = np.abs(filled.sum(1))
+    rng, reached = np.random.default_rng(seed), np.zeros(len(filled))
+    for start in range(0, draws, _FLIPS):
+        signs = rng.integers(0, 2, (min(_FLIPS, draws - start), filled.shape[1])) * 2.0 - 1.0
+        reached += (np.abs(signs @ filled.T) >= observed * (1 - 1e-9)).sum(0)
+    return np.where(known.sum(1) >= 2, (1 + reached) / (1 + draws), np.nan)

@@ -89,7 +89,12 @@ def test_configurations_say_what_to_score_and_are_ranked_and_written(gradalign, 
     code, out, _ = gradalign("pbsd", "r", "--beta", "0.5", "--samples", "8", "--out", "p.csv")
     assert code == 0
     assert "known from 8 rollouts" in " ".join(out.split())
+    assert "score contexts" in " ".join(out.split())
     assert len(pd.read_csv(tmp_path / "p.csv")) == 2
+    code, out, _ = gradalign("paths", "r", "--draws", "100", "--out", "w.json")
+    assert code == 0
+    assert "flipping signs of whole questions" in " ".join(out.split())
+    assert pd.read_json(tmp_path / "w.json").cosine.tolist()[:3] == ["mean", "weighted", "pooled"]
     code, out, _ = gradalign("paced", "r", "--out", "c.parquet")
     assert code == 0
     assert "default" in out

@@ -14,6 +14,7 @@ from gradalign_cli.console import Interrupted, errors
 from gradalign_cli.doctor import doctor
 from gradalign_cli.export import export
 from gradalign_cli.paced import paced
+from gradalign_cli.paths import paths
 from gradalign_cli.pbsd import pbsd
 from gradalign_cli.rank import rank
 from gradalign_cli.score import score
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(score)
 app.command()(rank)
+app.command()(paths)
 app.command()(pbsd)
 app.command()(paced)
 app.command()(export)

@@ -11,7 +11,15 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gradalign.findings import CAVEAT, ConfigurationRanking, PacedDiagnostics, Ranking, RewardReweighting, Standing
+from gradalign.findings import (
+    CAVEAT,
+    ConfigurationRanking,
+    PacedDiagnostics,
+    PathComparison,
+    Ranking,
+    RewardReweighting,
+    Standing,
+)
 from gradalign_cli.console import output, safe
 
 if TYPE_CHECKING:
@@ -164,6 +172,45 @@ def print_paced(found: PacedDiagnostics) -> None:
     output.print(shown)
     output.print(
         "[dim]A dash: fewer than four questions in the bin, or fewer than four such bins to fit to. --out writes every curve.[/]"
+    )
+
+
+def print_paths(found: PathComparison) -> None:
+    """The mean cosine on either kind of path, the paired difference with its test, and the tests over nodes beside it."""
+    wide = output.width >= _WIDTH_FOR_ALL
+    title = f"Mean cosine on correct and incorrect paths, {found.questions} questions"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False, collapse_padding=True)
+    table.add_column("teacher", overflow="fold", min_width=12)
+    table.add_column("objective", overflow="fold", min_width=10)
+    for head in (
+        "correct",
+        "incorrect",
+        "by question [95%]",
+        "p",
+        *(["p adj.", "effect", "questions", "Welch p*", "rank p*"] if wide else []),
+    ):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in found.frame[found.frame["cosine"] == "mean"].to_dict("records"):
+        paired = rf"{row['paired']:+.3f} \[{row['paired_low']:+.3f}, {row['paired_high']:+.3f}]"
+        cells = [f"{row['correct']:+.3f}", f"{row['incorrect']:+.3f}", paired, f"{row['p']:.2g}"]
+        if wide:
+            cells += [
+                f"{row['p_adjusted']:.2g}",
+                f"{row['effect']:+.2f}",
+                f"{row['questions']}",
+                f"{row['welch_p']:.2g}",
+                f"{row['mannwhitney_p']:.2g}",
+            ]
+        table.add_row(safe(row["teacher"]), safe(row["objective"]), *(cell.replace("nan", "-") for cell in cells))
+    output.print(table)
+    output.print("By question: mean over questions of incorrect less correct; p by flipping signs of whole questions.")
+    if wide:
+        output.print("[dim]* taken node by node, as if nodes of one question were independent, which they are not.[/]")
+    if found.one_kind:
+        output.print(f"[dim]{found.one_kind} questions have one kind of path only, and say nothing of the difference.[/]")
+    output.print(
+        "[dim]--out writes weighted and pooled cosines too, p adjusted for the whole table (Benjamini-Hochberg), effect sizes, and "
+        "tests over nodes as if they were independent.[/]"
     )
 
 

@@ -2,6 +2,7 @@
 
 from gradalign.findings.configured import BREAK_DOWNS, ConfigurationRanking, break_down, rank_configurations
 from gradalign.findings.paced import PacedDiagnostics, paced_diagnostics
+from gradalign.findings.paths import PathComparison, compare_paths
 from gradalign.findings.pbsd import RewardReweighting, reward_reweighting
 from gradalign.findings.ranking import CAVEAT, Ranking, paired_difference, rank
 from gradalign.findings.standing import Standing, standing_of
@@ -11,10 +12,12 @@ __all__ = [
     "CAVEAT",
     "ConfigurationRanking",
     "PacedDiagnostics",
+    "PathComparison",
     "Ranking",
     "RewardReweighting",
     "Standing",
     "break_down",
+    "compare_paths",
     "paced_diagnostics",
     "paired_difference",
     "rank",
