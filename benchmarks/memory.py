@@ -4,7 +4,7 @@ Runs sampling and the pass over the vocabulary (two teachers, four objectives) o
 tokens, one process for each rollout length, and watches every tensor that torch makes and the process's peak memory.
 The last columns are what one array of (tokens x vocabulary) would hold. Exits 1 if any array is as large as that.
 
-Large blocks are taken from the system one by one (MALLOC_MMAP_THRESHOLD_), so that the peak shows what is live and not how
+Blocks over 60 kB are taken from the system one by one (MALLOC_MMAP_THRESHOLD_), so that the peak shows what is live and not how
 glibc's heap fragments; that costs time, which is not what is measured here.
 
     python benchmarks/memory.py            # lengths 128 to 1,024
@@ -98,7 +98,7 @@ def main() -> int:
         print(json.dumps(measure(int(sys.argv[1]))))
         return 0
     lengths = [128] if os.environ.get("SMALL") == "1" else [128, 256, 512, 1024]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "60000", "OMP_NUM_THREADS": "1"}
     rows = []
     for length in lengths:
         command = [sys.executable, __file__, str(length)]

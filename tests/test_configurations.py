@@ -153,12 +153,12 @@ def test_question_weights_are_those_of_pass_rates(run):
 
 
 def test_two_stages_share_the_training(run):
-    """Sums are the means of both stages; the second stands at the policy after a step of the first."""
+    """Scores are the means of both stages', those for a unit of step too; the second stands at the policy after a step of the first."""
     two = configured("two", "forward_kl", then="reverse_kl", step=0.5)
     frame = rank_configurations(run, [two, configured("one", "forward_kl")]).frame.set_index("configuration")
     pairs = rank(run).frame.set_index(["teacher", "objective"])
     stages = [pairs.loc["model:better", objective] for objective in ("forward_kl", "reverse_kl@forward_kl*0.5")]
-    for column in ("drive", "transfer_drive", "teacher_advantage"):
+    for column in ("drive", "transfer_drive", "teacher_advantage", "gain", "transfer", "pooled_cosine"):
         assert frame.loc["two"][column] == pytest.approx(np.mean([stage[column] for stage in stages]))
     assert frame.loc["two"].objective == "forward_kl then reverse_kl@forward_kl*0.5"
     plain = pairs.loc["model:better", "reverse_kl"]

@@ -27,7 +27,6 @@ from gradalign.findings.ranking import (
 from gradalign.findings.standing import KEYS, Standing, standing_of
 from gradalign.findings.steps import Steps, steps_of
 from gradalign.store import Run
-from gradalign.transfer import Transfer
 from gradalign.types import REWARDS, GradalignError
 
 BREAK_DOWNS = ("difficulty", "window", "path")
@@ -66,7 +65,7 @@ def rank_configurations(
     Question weights have mean 1 over these questions and multiply what a question's step adds; pass rates are those of the base rollouts.
     Token weights take sums from the chosen nodes over their chance of being chosen; their transfer is known where the run was scored
     with them, and what has no value of the ordering score stands last. An oracle analysis is never the best. Two stages share the
-    training equally: sums and steps are their means.
+    training equally: scores are the means of theirs, so those for a unit of step take each stage's own step for the unit.
     """
     if by is not None and by not in RANKABLE:
         raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(RANKABLE)}")
@@ -175,21 +174,31 @@ def _ground(run: Run, configurations: Sequence[Configuration], support: str) -> 
 
 
 def _assess(
-    ground: _Ground, steps: list[Steps] | None, share: Any, draws: int, seed: int
+    ground: _Ground, steps: Steps | None, share: Any, draws: int, seed: int
 ) -> tuple[Scored, list[dict[str, np.ndarray]]]:
-    """Every score of every configuration; of a `share` of the nodes only, if given."""
-    found = [_configured(c, ground.base, ground.rows, ground.weights[c.name], share) for c in ground.usable]
+    """Every score of every configuration, of a `share` of the nodes only, if given; and each one's sums, the means over its stages."""
+    stages: dict[tuple[str, str], tuple[int, ...]] = {}
+    parts: list[dict[str, np.ndarray]] = []
+    for c in ground.usable:
+        stages[c.name, ""] = tuple(range(len(parts), len(parts) + len(c.pairs)))
+        for pair in c.pairs:
+            found = _stage(c, pair, ground.base, ground.rows, share)
+            parts.append({name: ground.weights[c.name] * values for name, values in found.items()})
     standing = Standing(
-        tuple((c.name, "") for c in ground.usable), ground.base.questions,
-        *(np.stack([part[name] for part in found]) for name in _LINEAR_COLUMNS),
+        tuple((c.name, pair[1]) for c in ground.usable for pair in c.pairs), ground.base.questions,
+        *(np.stack([part[name] for part in parts]) for name in _LINEAR_COLUMNS),
     )  # fmt: skip
-    names = [name for name in found[0] if name not in _LINEAR_COLUMNS]
+    names = [name for name in parts[0] if name not in _LINEAR_COLUMNS]
     sums = ScoreSums(
         weight=standing.length_MQ, dot=standing.dot_MQ, d_norm2=standing.d_norm2_MQ, advantage=standing.advantage_MQ,
-        **{name: np.stack([part[name] for part in found]) for name in names},
+        **{name: np.stack([part[name] for part in parts]) for name in names},
     )  # fmt: skip
-    moved, error = _transfer(ground, steps)
-    return assess(standing, sums, moved, error, [], draws, seed), found
+    moved, error = None, np.full(len(parts), np.nan)
+    if steps is not None:
+        moved = steps.transfer(np.stack([ground.weights[c.name] for c in ground.usable for _ in c.pairs]))
+        error = steps.sketch_error()
+    whole = [{name: np.mean([parts[m][name] for m in at], axis=0) for name in parts[0]} for at in stages.values()]
+    return assess(standing, sums, moved, error, [], draws, seed, stages), whole
 
 
 def _reason(configuration: Configuration, run: Run, scores: pd.DataFrame) -> str | None:
@@ -231,14 +240,6 @@ def _factor(tokens: TokenWeighting, rows: pd.DataFrame) -> pd.Series:
     return (rows["dot"] > 0).astype(float) if tokens.kind == "positive_alignment" else rows[str(tokens)]
 
 
-def _configured(
-    configuration: Configuration, base: Standing, rows: pd.DataFrame, weight_Q: np.ndarray, share: Any
-) -> dict[str, np.ndarray]:
-    """Sums of one configuration by question, with its weights; the mean over its stages."""
-    stages = [_stage(configuration, pair, base, rows, share) for pair in configuration.pairs]
-    return {name: weight_Q * np.mean([stage[name] for stage in stages], axis=0) for name in stages[0]}
-
-
 def _stage(
     configuration: Configuration, pair: tuple[str, str], base: Standing, rows: pd.DataFrame, share: Any
 ) -> dict[str, np.ndarray]:
@@ -270,26 +271,14 @@ def _stage(
     return linear | cosines
 
 
-def _steps(run: Run, ground: _Ground) -> list[Steps] | None:
-    """Stored steps of every configuration, one entry a stage, as its tokens are weighted; None where there are too few questions."""
+def _steps(run: Run, ground: _Ground) -> Steps | None:
+    """Stored steps of every stage of every configuration, as its tokens are weighted; None where there are too few questions."""
     if len(ground.base.questions) < LEAST_FOR_TRANSFER:
         return None
-    wanted = list(dict.fromkeys((*pair, str(c.tokens)) for c in ground.usable for pair in c.pairs))
+    asked = [(*pair, str(c.tokens)) for c in ground.usable for pair in c.pairs]
+    wanted = list(dict.fromkeys(asked))
     steps = steps_of(run, [key[:2] for key in wanted], ground.base.questions, tokens=[key[2] for key in wanted])
-    if steps is None:
-        return None
-    return [steps.part([wanted.index((*pair, str(c.tokens))) for pair in c.pairs]) for c in ground.usable]
-
-
-def _transfer(ground: _Ground, steps: list[Steps] | None) -> tuple[Transfer | None, np.ndarray]:
-    """Transfer of each configuration, NaN where the run kept no steps for its token weighting; and what the sketch adds to its error."""
-    if steps is None:
-        return None, np.full(len(ground.usable), np.nan)
-    cross, among = (np.stack([array.mean(0) for array in arrays]) for arrays in zip(
-        *((stages.cross_MQQ, stages.among_MQQ) for stages in steps), strict=True
-    ))  # fmt: skip
-    whole = Steps(cross, among, steps[0].ideal_QQ, steps[0].length)
-    return whole.transfer(np.stack([ground.weights[c.name] for c in ground.usable])), whole.sketch_error()
+    return None if steps is None else steps.part([wanted.index(key) for key in asked])
 
 
 def _described(

@@ -74,8 +74,8 @@ def tabulate(found: "Scored", by: str | None, eligible: np.ndarray | None = None
     for name in RANKABLE:
         frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = found.score[name], found.low[name], found.high[name]
     for name in ("drive", "gain"):
-        frame[f"{name}_noise"] = found.standing.noise(name)
-    frame["transfer_drive_sketch"] = found.sketch_error
+        frame[f"{name}_noise"] = found.over_stages(found.standing.noise(name))
+    frame["transfer_drive_sketch"] = found.over_stages(found.sketch_error)
     if np.isnan(found.score[by]).all():
         reason = "fewer than four questions are shared" if by in TRANSFER else "no node is informative"
         raise GradalignError(f"no teacher has a {by} in this run: {reason}; score more questions or a larger --budget")
@@ -118,8 +118,14 @@ def paired_difference(
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Every score of every pair of teacher and objective: value, interval, and values on resamples of the questions (B, M)."""
+    """Every score of every pair of teacher and objective: value, interval, and values on resamples of the questions (B, M).
 
+    What is ranked has one stage or several, each an entry of `standing` and of `transfer`, by its places in `stages`; its scores are the
+    means of theirs.
+    """
+
+    keys: tuple[tuple[str, str], ...]
+    stages: tuple[tuple[int, ...], ...]
     standing: Standing
     score: dict[str, np.ndarray]
     low: dict[str, np.ndarray]
@@ -129,21 +135,20 @@ class Scored:
     transfer: Transfer | None
     sketch_error: np.ndarray
 
-    @property
-    def keys(self) -> tuple[tuple[str, str], ...]:
-        """What is ranked."""
-        return self.standing.keys
+    def over_stages(self, values: np.ndarray) -> np.ndarray:
+        """Means of what is given for every stage along the first axis."""
+        return np.stack([values[list(at)].mean(0) for at in self.stages])
 
     def influence(self, by: str, other: int | None = None) -> np.ndarray | None:
         """Each question's influence on every score, less that of pair `other` if given: (M, Q); None where only resamples tell."""
         if by in LINEAR:
-            influence = self.standing.influence(by)
+            influence = self.over_stages(self.standing.influence(by))
             return influence if other is None else influence - influence[other]
         if by not in TRANSFER:
             return None
         if self.transfer is None:
-            return np.full(self.standing.dot_MQ.shape, np.nan)
-        pairs = self.transfer.drive_MQQ if by == "transfer_drive" else self.transfer.unit_MQQ
+            return np.full((len(self.keys), len(self.standing.questions)), np.nan)
+        pairs = self.over_stages(self.transfer.drive_MQQ if by == "transfer_drive" else self.transfer.unit_MQQ)
         return pair_influence(pairs if other is None else pairs - pairs[other])
 
 
@@ -170,8 +175,13 @@ def assess(
     notes: list[str],
     draws: int,
     seed: int,
+    stages: dict[tuple[str, str], tuple[int, ...]] | None = None,
 ) -> Scored:
-    """Every score with its interval and resamples, from sums (M, Q) over the nodes of each question and transfer between them."""
+    """Every score with its interval and resamples, from sums (M, Q) over the nodes of each question and transfer between them.
+
+    What is ranked is each of the M, or what `stages` names, with the places of its stages among them.
+    """
+    stages = {key: (m,) for m, key in enumerate(standing.keys)} if stages is None else stages
     questions = len(standing.questions)
     counts = bootstrap_counts(questions, draws, seed) / questions
     score, drawn = (
@@ -181,8 +191,11 @@ def assess(
     if questions == 1:  # one question says nothing of how questions differ
         drawn = {name: np.full_like(values, np.nan) for name, values in drawn.items()}
     nothing = np.full(len(standing.keys), np.nan)
-    found = Scored(standing, score, {}, {}, drawn, notes, moved, sketch_error)
     score["transfer_drive"], score["transfer"] = (nothing, nothing) if moved is None else (moved.drive_M, moved.unit_M)
+    found = Scored(tuple(stages), tuple(stages.values()), standing, {}, {}, {}, {}, notes, moved, sketch_error)
+    found.score.update({name: found.over_stages(value) for name, value in score.items()})
+    found.draws.update({name: found.over_stages(value.T).T for name, value in drawn.items()})
+    score, drawn = found.score, found.draws
     for name in RANKABLE:
         influence = found.influence(name)
         if influence is None:
