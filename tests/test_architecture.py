@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 FLOORS = [
-    {"types"},
-    {"builtin", "seeds", "inference", "sketch", "transfer", "pacing", "plugins"},
+    {"types", "visible"},
+    {"sheets", "builtin", "seeds", "inference", "sketch", "transfer", "pacing", "plugins"},
     {"tree", "questions", "contexts", "store", "objectives"},
     {"success", "models", "configurations"},
     {"alignment", "engines", "schedule", "totals"},

@@ -205,13 +205,13 @@ def test_windows_and_paths_share_out_the_drive_and_difficulties_the_questions(ru
     whole = rank_configurations(run, [replace(c, tokens=parse_tokens("entropy_top:1")) for c in listed], by="drive").frame
     whole = whole.set_index("configuration").drive
     for by, groups in (("window", ["[0, 1)", "[1, 2)", "[2, 4)"]), ("path", ["correct", "incorrect"])):
-        frame = break_down(run, listed, by)
+        frame = break_down(run, listed, by).frame
         assert frame.group.unique().tolist() == groups
         assert (frame.by == by).all()
         for name in "ab":
             assert frame[frame.configuration == name].drive.sum() == pytest.approx(whole[name])
         assert frame.transfer_drive.isna().all()
-    frame = break_down(run, listed, "difficulty").set_index("configuration")
+    frame = break_down(run, listed, "difficulty").frame.set_index("configuration")
     ranked = rank_configurations(run, listed).frame.set_index("configuration")
     assert (frame.group == "not stated").all()
     for column in ("drive", "gain", "transfer_drive", "drive_low"):

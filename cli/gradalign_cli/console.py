@@ -1,89 +1,18 @@
-"""The two consoles, the progress display, and text made safe for a terminal."""
+"""The two consoles, and text made safe for a terminal."""
 
-import logging
-import re
-from types import TracebackType
-from typing import TYPE_CHECKING
-
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.logging import RichHandler
+from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-if TYPE_CHECKING:
-    from gradalign.findings import Standing
+from gradalign.visible import visible
 
 output = Console()
 errors = Console(stderr=True)
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
 
 def safe(text: str) -> str:
-    """Untrusted text for the terminal: no control characters, no direction marks, no markup."""
-    return escape(_CONTROL.sub("\ufffd", text))
+    """Untrusted text for the terminal: nothing in it is obeyed, and no markup is read from it."""
+    return escape(visible(text))
 
 
 class Interrupted(Exception):
     """Ctrl-C while work was under way."""
-
-
-class ProgressDisplay:
-    """A bar with elapsed time and an estimate of what remains, under the standing so far (`gradalign.pipeline.Progress`)."""
-
-    def __init__(self) -> None:
-        self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("elapsed,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=errors,
-        )
-        self.task = self.bar.add_task("starting", total=None)
-        self.table: RenderableType | None = None
-        self.live = Live(get_renderable=self._render, console=errors, refresh_per_second=8, transient=True)
-
-    def _render(self) -> RenderableType:
-        bar = self.bar.get_renderable()
-        return bar if self.table is None else Group(self.table, bar)
-
-    def __enter__(self) -> "ProgressDisplay":
-        logging.basicConfig(
-            level=logging.WARNING, handlers=[RichHandler(console=errors, show_path=False)], format="%(message)s"
-        )
-        self.live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.live.stop()
-        if kind is KeyboardInterrupt:
-            raise Interrupted from error
-
-    def begin(self, units: int, done: int) -> None:
-        self.bar.reset(self.task, total=units or None, completed=done)
-
-    def stage(self, what: str) -> None:
-        self.bar.update(self.task, description=f"{what:<20}")
-
-    def advance(self, units: int) -> None:
-        self.bar.advance(self.task, units)
-
-    def standing(self, standing: "Standing", spent: tuple[int, int]) -> None:
-        """Show where teachers and objectives stand, as far as a terminal's height allows."""
-        if errors.is_terminal and len(standing.questions) > 1:
-            from gradalign_cli.tables import standing_table
-
-            self.table = standing_table(standing, spent, rows=max(3, errors.height - 8))

@@ -23,12 +23,12 @@ def paced(
     """
     from gradalign.findings import paced_diagnostics
     from gradalign.store import load_run
-    from gradalign_cli.tables import print_paced
+    from gradalign_cli.tables import print_sheets
     from gradalign_cli.writing import check_suffix, write_frame
 
     if out is not None:
         check_suffix(out)
     found = paced_diagnostics(load_run(run), bins, draws, seed)
-    print_paced(found)
+    print_sheets(found.sheets())
     if out is not None:
         write_frame(found.curve, out)

@@ -25,12 +25,12 @@ def paths(
     """
     from gradalign.findings import compare_paths
     from gradalign.store import load_run
-    from gradalign_cli.tables import print_paths
+    from gradalign_cli.tables import print_sheets
     from gradalign_cli.writing import check_suffix, write_frame
 
     if out is not None:
         check_suffix(out)
     found = compare_paths(load_run(run), support, draws, seed=seed)
-    print_paths(found)
+    print_sheets(found.sheets())
     if out is not None:
         write_frame(found.frame, out)

@@ -29,12 +29,12 @@ def pbsd(
     from gradalign.findings import reward_reweighting
     from gradalign.findings.pbsd import BETAS
     from gradalign.store import load_run
-    from gradalign_cli.tables import print_reweighting
+    from gradalign_cli.tables import print_sheets
     from gradalign_cli.writing import check_suffix, write_frame
 
     if out is not None:
         check_suffix(out)
     found = reward_reweighting(load_run(run), samples, tuple(beta) if beta else BETAS)
-    print_reweighting(found)
+    print_sheets(found.sheets())
     if out is not None:
         write_frame(found.frame, out)

@@ -42,21 +42,18 @@ def rank(
     from gradalign.findings import BREAK_DOWNS, break_down, rank_configurations
     from gradalign.findings import rank as rank_run
     from gradalign.store import load_run
-    from gradalign_cli.tables import print_break_down, print_configurations, print_ranking
+    from gradalign_cli.tables import print_sheets
     from gradalign_cli.writing import check_suffix, write_frame
 
     if out is not None:
         check_suffix(out)
+    scored = load_run(run)
     if configs is None:
-        found = rank_run(load_run(run), by, support, draws, seed)
-        frame = found.frame
-        print_ranking(found)
+        found = rank_run(scored, by, support, draws, seed)
     elif by in BREAK_DOWNS:
-        frame = break_down(load_run(run), load_configurations(configs), by, support, draws, seed)
-        print_break_down(frame)
+        found = break_down(scored, load_configurations(configs), by, support, draws, seed)
     else:
-        found = rank_configurations(load_run(run), load_configurations(configs), by, support, draws, seed)
-        frame = found.frame
-        print_configurations(found)
+        found = rank_configurations(scored, load_configurations(configs), by, support, draws, seed)
+    print_sheets(found.sheets())
     if out is not None:
-        write_frame(frame, out)
+        write_frame(found.frame, out)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from gradalign.types import GradalignError
-from gradalign_cli.console import ProgressDisplay, errors, output, safe
+from gradalign_cli.console import errors, output, safe
+from gradalign_cli.progress import ProgressDisplay
 
 _EXAMPLES = """
 Score teachers and objectives for a student, and rank them.
@@ -127,7 +128,7 @@ def score(
         from gradalign.configurations import load_configurations, step_weightings
         from gradalign.findings import rank, rank_configurations
         from gradalign.pipeline import Effort, Execution, parse_budget
-        from gradalign_cli.tables import print_configurations, print_forecast, print_ranking
+        from gradalign_cli.tables import print_forecast, print_sheets
 
         configurations = load_configurations(configs) if configs is not None else ()
         teachers = [*(teacher or ()), *_wanted((c.teacher for c in configurations), teacher)]
@@ -149,10 +150,7 @@ def score(
         output.print("Nodes were taken outright (--node-selection top): look at them; they cannot be ranked by.")
         output.print(f"The run lies in [bold]{safe(str(folder))}[/].", soft_wrap=True)
         return
-    if configurations:
-        print_configurations(rank_configurations(run, configurations))
-    else:
-        print_ranking(rank(run))
+    print_sheets((rank_configurations(run, configurations) if configurations else rank(run)).sheets())
     _print_outcome(run.outcome)
     output.print(
         f"The run lies in [bold]{safe(str(folder))}[/]; rank it again with `gradalign rank {safe(str(folder))}`.",

@@ -1,15 +1,18 @@
 """Findings: tables computed from the stored rows alone, without torch."""
 
-from gradalign.findings.configured import BREAK_DOWNS, ConfigurationRanking, break_down, rank_configurations
+from gradalign.findings.break_down import BREAK_DOWNS, BreakDown, break_down
+from gradalign.findings.configured import ConfigurationRanking, rank_configurations
+from gradalign.findings.notes import CAVEAT
 from gradalign.findings.paced import PacedDiagnostics, paced_diagnostics
 from gradalign.findings.paths import PathComparison, compare_paths
 from gradalign.findings.pbsd import RewardReweighting, reward_reweighting
-from gradalign.findings.ranking import CAVEAT, Ranking, paired_difference, rank
+from gradalign.findings.ranking import Ranking, paired_difference, rank
 from gradalign.findings.standing import Standing, standing_of
 
 __all__ = [
     "BREAK_DOWNS",
     "CAVEAT",
+    "BreakDown",
     "ConfigurationRanking",
     "PacedDiagnostics",
     "PathComparison",

@@ -14,14 +14,16 @@ from gradalign.findings.standing import standing_of
 from gradalign.findings.steps import steps_of
 from gradalign.inference import bootstrap_counts, percentile_interval
 from gradalign.pacing import clarity_curve, even_bins, fit_exponents
+from gradalign.sheets import Head, Remark, Sheet, Shown, interval, number
 from gradalign.store import Run
 from gradalign.types import GradalignError
 
+_DASH = "A dash: fewer than four questions in the bin, or fewer than four such bins to fit to. The whole table has every curve."
 SPACES: tuple[Literal["head", "logits"], ...] = ("head", "logits")
 
 
 @dataclass(frozen=True, eq=False)
-class PacedDiagnostics:
+class PacedDiagnostics(Shown):
     """For every teacher and objective: the signal-to-noise ratio of questions' steps over their pass rate, and weights fitted to it.
 
     `curve`: teacher, objective, space (head: the output layer's parameters; logits: summed over tokens), low and high end of the bin,
@@ -32,6 +34,29 @@ class PacedDiagnostics:
     curve: pd.DataFrame
     fit: pd.DataFrame
     weights: pd.DataFrame
+
+    def sheets(self) -> list[Sheet]:
+        """The fitted exponents of every teacher and objective beside the default, and the curve of the first of them."""
+        named = [Head(text, number=False) for text in ("teacher", "objective", "in")]
+        rows = [
+            (row["teacher"], row["objective"], row["space"], *(_with_interval(row, name, ".2f") for name in ("alpha", "beta")))
+            for row in self.fit.to_dict("records")
+        ]
+        fitted = Sheet(
+            "Question weights p^alpha (1 - p)^beta that follow the gradient's clarity",
+            (*named, Head("alpha [95%]"), Head("beta [95%]")),
+            (*rows, ("default", "", "", "1.00", "1.00")),
+        )
+        first = self.curve.iloc[0][["teacher", "objective", "space"]]
+        curve = self.curve.loc[(self.curve[["teacher", "objective", "space"]] == first).all(axis=1)]
+        heads = tuple(Head(text) for text in ("pass rate", "questions", "signal to noise [95%]", "default weight"))
+        drawn = tuple(
+            (f"{row['low']:.2f} to {row['high']:.2f}", f"{row['questions']}", _with_interval(row, "snr", ".3f"),
+             number(row["pass_rate"] * (1 - row["pass_rate"]), ".3f"))
+            for row in curve.to_dict("records")
+        )  # fmt: skip
+        title = f"{first['teacher']}, {first['objective']}, output layer"
+        return [fitted, Sheet(title, heads, drawn, (Remark(_DASH, "note"),))]
 
 
 def paced_diagnostics(run: Run, bins: int = 6, draws: int = 300, seed: int = 0) -> PacedDiagnostics:
@@ -73,3 +98,9 @@ def paced_diagnostics(run: Run, bins: int = 6, draws: int = 300, seed: int = 0) 
     weights = pd.DataFrame({"question": standing.questions, "pass_rate": pass_rate})
     weights["default"] = QuestionWeighting("paced").weights(pass_rate)
     return PacedDiagnostics(pd.concat(curves, ignore_index=True), pd.DataFrame(fits), weights)
+
+
+def _with_interval(row: dict, name: str, form: str) -> str:
+    if np.isnan(row[name]):
+        return "-"
+    return f"{row[name]:{form}} {interval(row[f'{name}_low'], row[f'{name}_high'], lambda value: number(value, form))}"

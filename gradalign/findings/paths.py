@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control, mannwhitneyu, ttest_ind
 
-from gradalign.findings.ranking import scored_rows, weigh
+from gradalign.findings.rows import SUMS, cosines, require_sampled, scored_rows, weigh
 from gradalign.findings.standing import KEYS
 from gradalign.inference import bootstrap_counts, percentile_interval, sign_flip_p
+from gradalign.sheets import Head, Remark, Sheet, Shown, interval, number
 from gradalign.store import Run
 from gradalign.types import GradalignError
 
 PATHS = ("correct", "incorrect")
-_SUMS = ("cos_dot", "cos_g2", "cos_d2", "cos_lengths", "cos", "informative")
 
 
 @dataclass(frozen=True, eq=False)
-class PathComparison:
+class PathComparison(Shown):
     """Alignment on correct and on incorrect paths, for every teacher and objective.
 
     `frame` has a row a teacher, objective and cosine (mean, weighted, pooled): `correct` and `incorrect`, the cosine on each; `difference`
@@ -36,13 +36,35 @@ class PathComparison:
     questions: int
     one_kind: int
 
+    def sheets(self) -> list[Sheet]:
+        """The mean cosine on either kind of path, the paired difference with its test, and the tests over nodes beside it."""
+        heads = [Head("teacher", number=False), Head("objective", number=False), Head("correct"), Head("incorrect"),
+                 Head("by question [95%]", strong=True), Head("p")]  # fmt: skip
+        heads += [Head(text, spare=True) for text in ("p adj.", "effect", "questions", "Welch p*", "rank p*")]
+        rows = [
+            (row["teacher"], row["objective"], _cosine(row["correct"]), _cosine(row["incorrect"]),
+             f"{_cosine(row['paired'])} {interval(row['paired_low'], row['paired_high'], _cosine)}", number(row["p"], ".2g"),
+             number(row["p_adjusted"], ".2g"), number(row["effect"], "+.2f"), f"{row['questions']}",
+             number(row["welch_p"], ".2g"), number(row["mannwhitney_p"], ".2g"))
+            for row in self.frame[self.frame["cosine"] == "mean"].to_dict("records")
+        ]  # fmt: skip
+        one_kind = f"{self.one_kind} questions have one kind of path only, and say nothing of the difference."
+        said = (
+            Remark("By question: mean over questions of incorrect less correct; p by flipping signs of whole questions."),
+            Remark("* taken node by node, as if nodes of one question were independent, which they are not.", "note"),
+            *([Remark(one_kind, "note")] if self.one_kind else []),
+            Remark(
+                "The whole table has weighted and pooled cosines too; p adj. is for the whole table (Benjamini-Hochberg).",
+                "note",
+            ),
+        )
+        title = f"Mean cosine on correct and incorrect paths, {self.questions} questions"
+        return [Sheet(title, tuple(heads), tuple(rows), said)]
+
 
 def compare_paths(run: Run, support: str = "visited", draws: int = 2000, flips: int = 10_000, seed: int = 0) -> PathComparison:
     """Compare the two kinds of path; a node on both counts on each by its share of rollouts (arXiv 2605.10889 compares nodes)."""
-    if support not in ("visited", "full"):
-        raise GradalignError(f"no support {support!r}; choose visited or full")
-    if run.identity.get("node_selection") == "top":
-        raise GradalignError("this run took the top nodes, for looking; score again with --node-selection pps")
+    require_sampled(run)
     nodes = run.frame("nodes", ["question", "node", "scored", "visits", "visits_wrong"]).query("scored")
     rows = scored_rows(run, support).merge(
         nodes.assign(wrong=nodes["visits_wrong"] / nodes["visits"])[["question", "node", "wrong"]], on=["question", "node"]
@@ -69,12 +91,12 @@ def _compared(rows: pd.DataFrame, questions: list[str], counts: np.ndarray, flip
     """The three cosines of one teacher and objective."""
     sums = []
     for share in (1 - rows["wrong"], rows["wrong"]):
-        summed = weigh(rows, rows["weight"] * share)[list(_SUMS)].groupby(rows["question"]).sum()
+        summed = weigh(rows, rows["weight"] * share)[list(SUMS)].groupby(rows["question"]).sum()
         sums.append(summed.reindex(questions).fillna(0.0).to_numpy(dtype=np.float64))
     sums_PQS = np.stack(sums)
-    whole = _cosines(sums_PQS.sum(1))
-    drawn = _cosines(np.einsum("bq,pqs->pbs", counts, sums_PQS))
-    own = _cosines(sums_PQS)
+    whole = cosines(sums_PQS.sum(1))
+    drawn = cosines(np.einsum("bq,pqs->pbs", counts, sums_PQS))
+    own = cosines(sums_PQS)
     low, high = percentile_interval(drawn[1] - drawn[0])
     apart = own[1] - own[0]
     apart[:, 2] = np.nan  # a question's own pooled cosine is mostly noise
@@ -90,17 +112,6 @@ def _compared(rows: pd.DataFrame, questions: list[str], counts: np.ndarray, flip
         "difference_high": high, "questions": known.sum(0), "paired": paired, "paired_low": mean_low, "paired_high": mean_high,
         "p": sign_flip_p(apart.T, flips, seed), "effect": effect, **_by_nodes(rows),
     })  # fmt: skip
-
-
-def _cosines(sums: np.ndarray) -> np.ndarray:
-    """Mean, weighted and pooled cosine from sums in the order of `_SUMS` along the last axis; NaN where a denominator is not positive."""
-    dot, g2, d2, lengths, cos, informative = np.moveaxis(sums, -1, 0)
-    pooled = np.sqrt(np.maximum(g2, 0) * np.maximum(d2, 0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack(
-            [np.where(under > 0, over / under, np.nan) for over, under in ((cos, informative), (dot, lengths), (dot, pooled))],
-            -1,
-        )
 
 
 def _means(counts: np.ndarray, apart_QC: np.ndarray) -> np.ndarray:
@@ -121,3 +132,7 @@ def _by_nodes(rows: pd.DataFrame) -> dict[str, list[int] | list[float]]:
         "nodes_correct": [len(right)] * 3, "nodes_incorrect": [len(wrong)] * 3, "welch_p": [welch, np.nan, np.nan],
         "mannwhitney_p": [ranks, np.nan, np.nan],
     }  # fmt: skip
+
+
+def _cosine(value: float) -> str:
+    return number(value, "+.3f")

@@ -10,17 +10,23 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from gradalign.findings.notes import CAVEAT
+from gradalign.findings.rows import require_sampled
 from gradalign.findings.standing import Standing, standing_of
+from gradalign.findings.wording import score_formats, score_interval
 from gradalign.inference import influence_interval
+from gradalign.sheets import Head, Remark, Sheet, Shown, number, percent
 from gradalign.store import Run
 from gradalign.types import GradalignError
 
 BETAS = tuple(float(beta) for beta in np.geomspace(0.01, 10, 13).round(4))
 _PLAIN = "reverse_kl"
+_ONE_KIND = "To compare, score contexts (--teacher ctx:…) and other models (--teacher model:…) in one run."
+_UNMEASURED = "A dash: `gradalign score --teacher-rollouts` measures success, an objective pbsd:BETA the pairs' information."
 
 
 @dataclass(frozen=True, eq=False)
-class RewardReweighting:
+class RewardReweighting(Shown):
     """For each teacher and beta: `gain` of matching pi*, proportional to tau exp(S / beta), and what it is above plain matching.
 
     Columns of `frame`: teacher, beta (inf is plain matching), gain, difference, each with `_low` and `_high`, and better (the interval of
@@ -40,6 +46,41 @@ class RewardReweighting:
     versus: pd.DataFrame
     verdicts: tuple[str, ...]
 
+    def sheets(self) -> list[Sheet]:
+        """Gain over beta for each teacher with a sentence for each, and what tells a self-teacher from an external one."""
+        show = score_formats(self.frame, ("gain", "difference"))
+        gain, above = show["gain"], show["difference"]
+        rows, before = [], None
+        for row in self.frame.to_dict("records"):
+            plain = np.isinf(row["beta"])
+            more = "" if plain else f"{above(row['difference'])} {score_interval(row, 'difference', above)}"
+            name = row["teacher"] if row["teacher"] != before else ""
+            rows.append((name, "plain" if plain else f"{row['beta']:g}", gain(row["gain"]), more))
+            before = row["teacher"]
+        heads = (Head("teacher", number=False), Head("beta"), Head("gain"), Head("above plain matching [95%]"))
+        said = tuple(Remark(f"{teacher} {words}.") for teacher, words in self.summary.items())
+        title = f"Matching a teacher reweighted by reward, over {self.questions} questions"
+        return [Sheet(title, heads, tuple(rows), said), self._self_against_external()]
+
+    def _self_against_external(self) -> Sheet:
+        heads = (Head("teacher", number=False), Head("kind", number=False), Head("KL, nats a rollout"), Head("its own success"),
+                 Head("pair information"))  # fmt: skip
+        rows = [
+            (
+                row["teacher"],
+                row["kind"],
+                number(row["kl"], ".3g"),
+                percent(row["success"]),
+                number(row["pair_information"], ".2f"),
+            )
+            for row in self.teachers.to_dict("records")
+        ]
+        said = [Remark(f"{verdict}.") for verdict in self.verdicts] or [Remark(_ONE_KIND, "note")]
+        said += [Remark(_UNMEASURED, "note")] if self.teachers["success"].isna().any() else []
+        known = "one rollout" if self.samples == 1 else f"{self.samples} rollouts"
+        said += [Remark(f"Success of a token is taken to be known from {known} (--samples). {CAVEAT}", "note")]
+        return Sheet("The student itself under a context, or another model?", heads, tuple(rows), tuple(said))
+
 
 def reward_reweighting(run: Run, samples: int = 1, betas: Sequence[float] = BETAS) -> RewardReweighting:
     """PBSD's question (arXiv 2605.05040) for every teacher: does the reward-reweighted target improve on plain matching, for which beta?
@@ -55,8 +96,7 @@ def reward_reweighting(run: Run, samples: int = 1, betas: Sequence[float] = BETA
     """
     if samples < 1:
         raise GradalignError(f"samples is {samples}; it must be at least 1")
-    if run.identity.get("node_selection") == "top":
-        raise GradalignError("this run took the top nodes, for looking; score again with --node-selection pps")
+    require_sampled(run)
     if _PLAIN not in run.identity["objectives"]:
         raise GradalignError(
             f"the run has no objective {_PLAIN}, which a reweighted target is compared with; score with --objective {_PLAIN}"

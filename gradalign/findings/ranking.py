@@ -3,32 +3,26 @@
 # pandas types its results too widely for these rules.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from gradalign.alignment import SCORES, ScoreSums, pooled_scores
-from gradalign.findings.standing import KEYS, LINEAR, Standing, standing_of
+from gradalign.alignment import ScoreSums
+from gradalign.findings.assessed import LEAST_FOR_TRANSFER, RANKABLE, Scored, assess, tabulate
+from gradalign.findings.notes import absent, disagreements, outcome_notes
+from gradalign.findings.rows import require_sampled, scored_rows, weigh
+from gradalign.findings.standing import KEYS, Standing, standing_of
 from gradalign.findings.steps import steps_of
-from gradalign.inference import bootstrap_counts, compare_with_best, influence_interval, percentile_interval
+from gradalign.findings.wording import SCORE_HEADS, TIES, placed, remarks, score_formats, score_interval
+from gradalign.inference import influence_interval, percentile_interval
+from gradalign.sheets import Head, Remark, Sheet, Shown, number
 from gradalign.store import Run
-from gradalign.transfer import Transfer, pair_influence
 from gradalign.types import GradalignError
-
-CAVEAT = (
-    "Scores are first-order: evidence about a training run, not a proof. transfer_drive and transfer ask what a step on some questions "
-    "does to others, in the output layer; all other scores are local to each node and cannot see guidance that does not transfer."
-)
-TRANSFER = ("transfer_drive", "transfer")
-RANKABLE = (*TRANSFER, *SCORES)
-LEAST_FOR_TRANSFER = 4
-_THIN = 0.1  # below this effective share of tokens, local scores of preference pairs are said to rest on few
 
 
 @dataclass(frozen=True, eq=False)
-class Ranking:
+class Ranking(Shown):
     """The ranking as a frame, one row a teacher and objective, best first, and what it rests on.
 
     Columns: teacher, objective; each score with `_low` and `_high` (95% interval over questions); of drive and gain also `_noise`,
@@ -45,6 +39,26 @@ class Ranking:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    def sheets(self) -> list[Sheet]:
+        """Best first: scores, the interval of the ordering score, the paired difference to the best, and what it rests on."""
+        by, frame = self.by, self.frame
+        others = [name for name in SCORE_HEADS if name != by]
+        heads = [Head("", number=False), Head("teacher", number=False), Head("objective", number=False),
+                 Head(SCORE_HEADS[by], strong=True), Head("95% interval"), Head("less the best"), Head("P(best)", spare=True),
+                 *(Head(SCORE_HEADS[name], spare=True) for name in others)]  # fmt: skip
+        show = score_formats(frame, SCORE_HEADS)
+        rows = [
+            (placed(place, row["tied"]), row["teacher"], row["objective"], show[by](row[by]), score_interval(row, by, show[by]),
+             "best" if place == 1 else score_interval(row, "difference", show[by]), number(row["p_best"], ".2f"),
+             *(show[name](row[name]) for name in others))
+            for place, row in enumerate(frame.to_dict("records"), start=1)
+        ]  # fmt: skip
+        left = f"{self.left_out} questions are left out: not every teacher could be scored on them."
+        said = [Remark(TIES)] if frame["tied"].sum() > 1 else []
+        said += [Remark(left)] if self.left_out else []
+        title = f"Ranking by {by} over {self.questions} questions"
+        return [Sheet(title, tuple(heads), tuple(rows), (*said, *remarks(self.warnings, self.notes)))]
+
 
 def rank(run: Run, by: str | None = None, support: str = "visited", draws: int = 2000, seed: int = 0) -> Ranking:
     """Rank every teacher and objective of a run by a pooled score, on the questions that all its teachers share.
@@ -55,41 +69,13 @@ def rank(run: Run, by: str | None = None, support: str = "visited", draws: int =
     """
     if by is not None and by not in RANKABLE:
         raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(RANKABLE)}")
-    if support not in ("visited", "full"):
-        raise GradalignError(f"no support {support!r}; choose visited or full")
-    if run.identity.get("node_selection") == "top":
-        raise GradalignError("this run took the top nodes, for looking; score again with --node-selection pps to rank")
+    require_sampled(run)
     found = _scored(run, support, draws, seed)
     frame, by = tabulate(found, by)
     shared = len(found.standing.questions)
     notes = (*found.notes, *outcome_notes(run))
     left_out = run.frame("questions", ["question"]).shape[0] - shared
     return Ranking(frame, by, shared, left_out, notes, tuple(disagreements(frame, _pair_name)))
-
-
-def tabulate(found: "Scored", by: str | None, eligible: np.ndarray | None = None) -> tuple[pd.DataFrame, str]:
-    """The ranking as a frame, best first, and the score that orders it; only what is `eligible` (all unless given) can be the best."""
-    by = by or ("drive" if np.isnan(found.score["transfer_drive"]).all() else "transfer_drive")
-    frame = pd.DataFrame(found.keys, columns=KEYS)
-    for name in RANKABLE:
-        frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = found.score[name], found.low[name], found.high[name]
-    for name in ("drive", "gain"):
-        frame[f"{name}_noise"] = found.over_stages(found.standing.noise(name))
-    frame["transfer_drive_sketch"] = found.over_stages(found.sketch_error)
-    if np.isnan(found.score[by]).all():
-        reason = "fewer than four questions are shared" if by in TRANSFER else "no node is informative"
-        raise GradalignError(f"no teacher has a {by} in this run: {reason}; score more questions or a larger --budget")
-    rivals = np.ones(len(frame), dtype=bool) if eligible is None or np.isnan(found.score[by][eligible]).all() else eligible
-    best = int(np.nanargmax(np.where(rivals, found.score[by], np.nan)))
-    draws = np.where(rivals, found.draws[by], np.nan)
-    compared = compare_with_best(found.score[by], best, found.influence(by, best), draws)
-    frame["difference"], frame["difference_low"], frame["difference_high"] = (
-        compared.difference_M,
-        compared.low_M,
-        compared.high_M,
-    )
-    frame["p_best"], frame["tied"] = compared.probability_M, compared.tied_M & rivals
-    return frame.sort_values(by, ascending=False, kind="stable", ignore_index=True), by
 
 
 def paired_difference(
@@ -116,42 +102,6 @@ def paired_difference(
     return float(difference), float(low), float(high)
 
 
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """Every score of every pair of teacher and objective: value, interval, and values on resamples of the questions (B, M).
-
-    What is ranked has one stage or several, each an entry of `standing` and of `transfer`, by its places in `stages`; its scores are the
-    means of theirs.
-    """
-
-    keys: tuple[tuple[str, str], ...]
-    stages: tuple[tuple[int, ...], ...]
-    standing: Standing
-    score: dict[str, np.ndarray]
-    low: dict[str, np.ndarray]
-    high: dict[str, np.ndarray]
-    draws: dict[str, np.ndarray]
-    notes: list[str]
-    transfer: Transfer | None
-    sketch_error: np.ndarray
-
-    def over_stages(self, values: np.ndarray) -> np.ndarray:
-        """Means of what is given for every stage along the first axis."""
-        return np.stack([values[list(at)].mean(0) for at in self.stages])
-
-    def influence(self, by: str, other: int | None = None) -> np.ndarray | None:
-        """Each question's influence on every score, less that of pair `other` if given: (M, Q); None where only resamples tell."""
-        if by in LINEAR:
-            influence = self.over_stages(self.standing.influence(by))
-            return influence if other is None else influence - influence[other]
-        if by not in TRANSFER:
-            return None
-        if self.transfer is None:
-            return np.full((len(self.keys), len(self.standing.questions)), np.nan)
-        pairs = self.over_stages(self.transfer.drive_MQQ if by == "transfer_drive" else self.transfer.unit_MQQ)
-        return pair_influence(pairs if other is None else pairs - pairs[other])
-
-
 def _scored(run: Run, support: str, draws: int, seed: int) -> Scored:
     scores, teachers = run.frame("scores"), run.identity["teachers"]
     if scores.empty:
@@ -161,84 +111,10 @@ def _scored(run: Run, support: str, draws: int, seed: int) -> Scored:
         raise GradalignError("the teachers share no question; the run's `skipped` table says why: rank fewer teachers together")
     sums = _question_sums(scored_rows(run, support), standing)
     present = {teacher for teacher, _ in standing.keys}
-    notes = [_absent(teacher, run) for teacher in teachers if teacher not in present]
+    notes = [absent(teacher, run) for teacher in teachers if teacher not in present]
     steps = steps_of(run, standing.keys, standing.questions) if len(standing.questions) >= LEAST_FOR_TRANSFER else None
     error = np.full(len(standing.keys), np.nan) if steps is None else steps.sketch_error()
     return assess(standing, sums, None if steps is None else steps.transfer(), error, notes, draws, seed)
-
-
-def assess(
-    standing: Standing,
-    sums: ScoreSums,
-    moved: Transfer | None,
-    sketch_error: np.ndarray,
-    notes: list[str],
-    draws: int,
-    seed: int,
-    stages: dict[tuple[str, str], tuple[int, ...]] | None = None,
-) -> Scored:
-    """Every score with its interval and resamples, from sums (M, Q) over the nodes of each question and transfer between them.
-
-    What is ranked is each of the M, or what `stages` names, with the places of its stages among them.
-    """
-    stages = {key: (m,) for m, key in enumerate(standing.keys)} if stages is None else stages
-    questions = len(standing.questions)
-    counts = bootstrap_counts(questions, draws, seed) / questions
-    score, drawn = (
-        pooled_scores(sums.map(lambda array: array.mean(-1))),
-        pooled_scores(sums.map(lambda array: counts @ array.T)),
-    )
-    if questions == 1:  # one question says nothing of how questions differ
-        drawn = {name: np.full_like(values, np.nan) for name, values in drawn.items()}
-    nothing = np.full(len(standing.keys), np.nan)
-    score["transfer_drive"], score["transfer"] = (nothing, nothing) if moved is None else (moved.drive_M, moved.unit_M)
-    found = Scored(tuple(stages), tuple(stages.values()), standing, {}, {}, {}, {}, notes, moved, sketch_error)
-    found.score.update({name: found.over_stages(value) for name, value in score.items()})
-    found.draws.update({name: found.over_stages(value.T).T for name, value in drawn.items()})
-    score, drawn = found.score, found.draws
-    for name in RANKABLE:
-        influence = found.influence(name)
-        if influence is None:
-            found.low[name], found.high[name] = percentile_interval(drawn[name])
-            continue
-        found.low[name], found.high[name] = influence_interval(score[name], influence)
-        if name in TRANSFER:  # a mean over pairs, resampled by its influences
-            drawn[name] = score[name] + counts @ influence.T
-    return found
-
-
-def disagreements(frame: pd.DataFrame, name: Callable[[dict], str]) -> list[str]:
-    """Where what a teacher does to the very questions it teaches and what a step does to others point apart, in plain words.
-
-    `name` says what a row is called.
-    """
-    found = []
-    for row in frame.to_dict("records"):
-        if not (row["teacher_advantage_low"] > 0 or row["drive_low"] > 0) or not row["transfer_drive"] <= 0:
-            continue
-        effect = "would lower other questions" if row["transfer_drive_high"] < 0 else "shows no sign of helping other questions"
-        found.append(
-            f"{name(row)}: on the questions it teaches this teacher does better than the student, "
-            f"yet a step on it {effect}. It may know what the student cannot, such as a leaked answer."
-        )
-    return found
-
-
-def _pair_name(row: dict) -> str:
-    return f"{row['teacher']} with {row['objective']}"
-
-
-def scored_rows(run: Run, support: str) -> pd.DataFrame:
-    """Alignment rows of the scored nodes with the node's numbers beside them."""
-    suffix = "_visited" if support == "visited" else ""
-    nodes = run.frame("nodes", ["question", "node", "scored", "informative", f"g_norm2{suffix}", f"g_norm2{suffix}_raw"])
-    nodes = nodes[nodes["scored"]].set_axis(["question", "node", "scored", "informative", "g_norm2", "g_norm2_raw"], axis=1)
-    rows = run.frame("alignment").merge(nodes, on=["question", "node"])
-    return rows.assign(
-        cos_dot=rows[f"dot{suffix}"],
-        cos_d2=rows[f"d_norm2{suffix}"],
-        cos=rows["alignment" if suffix else "alignment_full"],
-    )
 
 
 def _question_sums(rows: pd.DataFrame, standing: Standing) -> ScoreSums:
@@ -255,54 +131,5 @@ def _question_sums(rows: pd.DataFrame, standing: Standing) -> ScoreSums:
     )
 
 
-def weigh(rows: pd.DataFrame, weight: pd.Series) -> pd.DataFrame:
-    """What the cosines' sums are made of, row by row, each node with its weight."""
-    useful = rows["informative"].astype(bool) & rows["cos"].notna()
-    return pd.DataFrame({
-        "cos_dot": weight * rows["cos_dot"],
-        "cos_g2": weight * rows["g_norm2"],
-        "cos_d2": weight * rows["cos_d2"],
-        "cos_lengths": weight * np.sqrt(rows["g_norm2_raw"] * rows["cos_d2"].clip(lower=0)),
-        "cos": (weight * rows["cos"]).where(useful, 0.0),
-        "informative": weight.where(useful, 0.0),
-    })  # fmt: skip
-
-
-def _absent(teacher: str, run: Run) -> str:
-    reasons = run.frame("skipped").query("teacher == @teacher")["reason"].value_counts()
-    why = f": {reasons.index[0]} ({reasons.iloc[0]} questions)" if len(reasons) else ""
-    return f"{teacher} could be built for no question{why}"
-
-
-def _thin_pairs(run: Run) -> list[str]:
-    """Where the student's rollouts say little of the prefixes that the teacher would lead to."""
-    scores = run.frame("scores", [*KEYS, "effective_share"])
-    share = scores.groupby(KEYS, sort=True)["effective_share"].mean()
-    return [
-        f"{objective} under {teacher}: its local scores rest on {value:.1%} of the tokens, since the teacher would lead elsewhere; "
-        "transfer does not"
-        for (teacher, objective), value in share.items()
-        if value < _THIN
-    ]
-
-
-def outcome_notes(run: Run) -> Sequence[str]:
-    """What was counted on the way: questions that say nothing, truncated and ungradable rollouts, what was skipped."""
-    questions = run.frame("questions")
-    sampled = questions[questions["rollouts"] > 0]
-    missing = run.description["provenance"].get("questions", len(questions)) - len(questions)
-    stopped = run.outcome.get("stopped")
-    left = f"questions were not needed: {stopped}" if stopped else "questions are not scored yet: the run is unfinished"
-    counted = {
-        left: missing,
-        "questions with every base rollout right (they say little)": int((sampled["pass_rate"] == 1).sum()),
-        "questions with every base rollout wrong (they say little)": int((sampled["pass_rate"] == 0).sum()),
-        "questions whose share of the token budget left no targeted rollout": int(
-            ((sampled["nodes"] > 0) & (sampled["targeted_rollouts"] == 0)).sum()
-        ),
-        "base rollouts in which no answer could be read": int(sampled["ungradable"].sum()),
-        "base rollouts cut at the length limit": int(sampled["truncated"].sum()),
-    }
-    notes = [f"{count} {what}" for what, count in counted.items() if count] + _thin_pairs(run)
-    skipped = run.frame("skipped").fillna({"teacher": "every teacher"}).groupby(["teacher", "reason"], sort=True).size()
-    return [*notes, *(f"{teacher}: {count} questions skipped, {reason}" for (teacher, reason), count in skipped.items())]
+def _pair_name(row: dict) -> str:
+    return f"{row['teacher']} with {row['objective']}"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradalign.configurations import Configuration
-from gradalign.findings.configured import node_factors
+from gradalign.findings.ground import node_factors
 from gradalign.store import Run
 from gradalign.tree import build_tree
 from gradalign.types import GradalignError

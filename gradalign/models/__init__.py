@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from gradalign.models.loading import LoadOptions, load_model
     from gradalign.models.memory import Batches
     from gradalign.models.names import KNOWN_NAMES, ModelSource, resolve_model
+    from gradalign.models.pieces import token_pieces
     from gradalign.models.protocol import Codec, LanguageModel, LoadedModel
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "load_model",
     "require_same_vocabulary",
     "resolve_model",
+    "token_pieces",
 ]
 
 _HOMES = {
@@ -36,6 +38,7 @@ _HOMES = {
     "KNOWN_NAMES": "names",
     "ModelSource": "names",
     "resolve_model": "names",
+    "token_pieces": "pieces",
     "Codec": "protocol",
     "LanguageModel": "protocol",
     "LoadedModel": "protocol",

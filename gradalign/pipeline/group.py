@@ -7,6 +7,7 @@ import numpy as np
 
 from gradalign.configurations import parse_tokens
 from gradalign.contexts import needed_material, render_question
+from gradalign.models import token_pieces
 from gradalign.objectives import Objective, parse_objective
 from gradalign.pipeline.budget import Budget
 from gradalign.pipeline.cast import Cast
@@ -89,6 +90,7 @@ def score_questions(
     for result in open_results:
         if result.question.id in stored:
             _restore(result, stored[result.question.id])
+        result.pieces = [token_pieces(cast.student.model.codec, rollout.completion.tokens) for rollout in result.rollouts]
     fresh = [result for result in open_results if result.question.id not in stored]
     _cast_teachers(fresh, cast, config)
     if config.teacher_rollouts:

@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gradalign.contexts import Material, missing_material, render_context
+from gradalign.contexts import Material, missing_material, needed_material, render_context
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.rollouts import Pool
+from gradalign.questions import read_answer, stated_answer
 from gradalign.types import Question, Skip, TeacherSpec
 
 
 @dataclass(frozen=True)
 class TeacherPrompt:
-    """What one teacher sees before the student's tokens."""
+    """What one teacher sees before the student's tokens, and the answers that stand in what the student does not see."""
 
     teacher: TeacherSpec
     message: str
     tokens: tuple[int, ...]
+    answers: tuple[str, ...] = ()
 
 
 def teacher_prompts(
@@ -44,8 +46,16 @@ def teacher_prompts(
             detail = f"{len(tokens)} tokens of prompt and {longest} of rollout in a window of {window}"
             skips.append(Skip(question.id, teacher.name, "context longer than the model's window", detail))
             continue
-        prompts.append(TeacherPrompt(teacher, message, tokens))
+        prompts.append(TeacherPrompt(teacher, message, tokens, _stated(question, teacher, material)))
     return prompts, skips
+
+
+def _stated(question: Question, teacher: TeacherSpec, material: Material) -> tuple[str, ...]:
+    """Answers, each once, that a grader reads in the material that the teacher's context shows."""
+    shown = {name: getattr(material, name) for name in needed_material(teacher.context)}
+    said = [text if name == "answer" else stated_answer(text or "") for name, text in shown.items()]
+    read = [None if text is None else read_answer(question, text) for text in said]
+    return tuple(dict.fromkeys(answer for answer in read if answer is not None))
 
 
 def _material(question: Question, pool: Pool | None) -> Material:

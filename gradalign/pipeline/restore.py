@@ -49,7 +49,8 @@ def stored_questions(folder: RunFolder, part: int, cast: Cast, student: str) -> 
         targeted = [_forced(row) for row in mine["rollouts"] if row["purpose"] == "targeted"]
         forced_tokens = sum(len(forced.completion.tokens) for forced in targeted)
         prompts = [
-            TeacherPrompt(teachers[row["teacher"]], row["message"], tuple(row["prompt_tokens"])) for row in mine["contexts"]
+            TeacherPrompt(teachers[row["teacher"]], row["message"], tuple(row["prompt_tokens"]), tuple(row["answers"]))
+            for row in mine["contexts"]
         ]
         skips = [Skip(row["question"], row["teacher"], row["reason"], row["detail"]) for row in mine["skipped"]]
         found[question["question"]] = Stored(

@@ -50,6 +50,7 @@ class QuestionResult:
     question: Question
     order: int
     rollouts: list[Rollout] = field(default_factory=list)
+    pieces: list[list[str]] = field(default_factory=list)
     pools: Mapping[str | None, Pool] = field(default_factory=dict)
     taught: dict[str, list[Rollout]] = field(default_factory=dict)
     prompts: Sequence[TeacherPrompt] = ()
@@ -68,6 +69,7 @@ def question_rows(result: QuestionResult, config: RunConfig) -> Rows:
         "rollouts": _rollout_rows(result, config),
         "nodes": [] if scored is None else _node_rows(result, scored),
         "branches": [] if scored is None else _branch_rows(result.question, scored),
+        "directions": [] if scored is None else _direction_rows(result, scored, config),
         "teachers": [] if scored is None else _teacher_rows(result, scored),
         "alignment": [] if scored is None else _alignment_rows(result, scored, config),
         "scores": [] if scored is None else _score_rows(result, scored, config),
@@ -108,11 +110,15 @@ def _context_row(question: Question, prompt: TeacherPrompt) -> dict[str, Any]:
         "message": prompt.message,
         "prompt_tokens": prompt.tokens,
         "length": len(prompt.tokens),
+        "answers": list(prompt.answers),
     }
 
 
 def _rollout_rows(result: QuestionResult, config: RunConfig) -> list[dict[str, Any]]:
-    rows = [_sampled_row("base", config.student, r) for r in result.rollouts]
+    rows = [
+        _sampled_row("base", config.student, rollout) | {"pieces": pieces}
+        for rollout, pieces in zip(result.rollouts, result.pieces, strict=True)
+    ]
     rows += [
         _sampled_row("demonstration", source or config.student, rollout)
         for source, pool in result.pools.items()
@@ -202,6 +208,29 @@ def _branch_rows(question: Question, scored: Scored) -> list[dict[str, Any]]:
                 "shrunken": known(evidence.shrunken_MK[m, k]),
                 "exact": bool(success.exact[m, k]),
                 "ideal": scored.full.ideal.g_NK[m, k] if evidence.tried_MK[m, k] else None,
+            })  # fmt: skip
+    return rows
+
+
+def _direction_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> list[dict[str, Any]]:
+    """d and the teacher's probability at the tokens of the support, for every teacher and objective."""
+    survey, evidence = scored.survey, scored.evidence
+    places = [
+        (m, n, k) for m, n in enumerate(evidence.rows) for k in np.flatnonzero(evidence.tried_MK[m] & evidence.present_MK[m])
+    ]
+    rows = []
+    for c, o, teacher, objective in _pairs(result, config):
+        outcome = parse_objective(objective).outcome
+        estimated = outcome is not None and not outcome.sampled
+        for m, n, k in places:
+            rows.append({
+                "question": result.question.id,
+                "node": int(survey.nodes[n]),
+                "token": int(evidence.tokens_MK[m, k]),
+                "teacher": teacher,
+                "objective": objective,
+                "teacher_prob": None if teacher == REWARDS else float(np.exp(survey.teacher_logprobs_CNK[c, n, k])),
+                "direction": None if estimated else float(survey.direction_CONK[c, o, n, k]),
             })  # fmt: skip
     return rows
 

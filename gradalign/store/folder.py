@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
-FORMAT = 4
+FORMAT = 5
 Rows = Mapping[str, list[dict[str, Any]]]
 
 

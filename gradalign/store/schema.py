@@ -56,6 +56,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("message", _TEXT, "", "the user message that the teacher sees"),
         Column("prompt_tokens", _IDS, "", "the teacher's whole prompt as token ids"),
         Column("length", _INT, "tokens", "length of the teacher's prompt"),
+        Column("answers", pa.list_(_TEXT), "", "answers that stand in what only the teacher sees, as the grader reads them"),
     ),
     "rollouts": (
         _QUESTION,
@@ -65,6 +66,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("node", _INT, "", "targeted: the node at which a token was forced"),
         Column("token", _INT, "", "targeted: the token that was forced"),
         Column("text", _TEXT, "", "text of base rollouts, demonstrations and teachers' rollouts"),
+        Column("pieces", pa.list_(_TEXT), "", "base: the text that each token adds, empty where it adds none"),
         Column("tokens", _IDS, "", "sampled tokens; of a targeted rollout those after the forced one"),
         Column("logprobs", _REALS, "nats", "log-probability of each sampled token under what it was sampled from"),
         Column("stop", _TEXT, "", "why it ended: stop token or length"),
@@ -122,6 +124,20 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ),
         Column("exact", _FLAG, "", "it ends the rollout, so its success is known"),
         Column("ideal", _REAL, "", "ideal direction g at it, support full"),
+    ),
+    "directions": (
+        _QUESTION,
+        _NODE,
+        Column("token", _INT, "", "a token of the support"),
+        _TEACHER,
+        Column("objective", _TEXT, "", "objective as the user wrote it"),
+        Column("teacher_prob", _REAL, "", "the teacher's probability of it; missing for objectives without a teacher"),
+        Column(
+            "direction",
+            _REAL,
+            "",
+            "distillation direction d at it, over the whole vocabulary; missing where it is estimated from rollouts",
+        ),
     ),
     "teachers": (
         _QUESTION,

@@ -1,0 +1,120 @@
+"""Scores with their intervals, resamples and comparison with the best, from sums over the nodes of each question."""
+
+# pandas types its results too widely for these rules.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from gradalign.alignment import SCORES, ScoreSums, pooled_scores
+from gradalign.findings.standing import KEYS, LINEAR, Standing
+from gradalign.inference import bootstrap_counts, compare_with_best, influence_interval, percentile_interval
+from gradalign.transfer import Transfer, pair_influence
+from gradalign.types import GradalignError
+
+TRANSFER = ("transfer_drive", "transfer")
+RANKABLE = (*TRANSFER, *SCORES)
+LEAST_FOR_TRANSFER = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Every score of every pair of teacher and objective: value, interval, and values on resamples of the questions (B, M).
+
+    What is ranked has one stage or several, each an entry of `standing` and of `transfer`, by its places in `stages`; its scores are the
+    means of theirs.
+    """
+
+    keys: tuple[tuple[str, str], ...]
+    stages: tuple[tuple[int, ...], ...]
+    standing: Standing
+    score: dict[str, np.ndarray]
+    low: dict[str, np.ndarray]
+    high: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
+    notes: list[str]
+    transfer: Transfer | None
+    sketch_error: np.ndarray
+
+    def over_stages(self, values: np.ndarray) -> np.ndarray:
+        """Means of what is given for every stage along the first axis."""
+        return np.stack([values[list(at)].mean(0) for at in self.stages])
+
+    def influence(self, by: str, other: int | None = None) -> np.ndarray | None:
+        """Each question's influence on every score, less that of pair `other` if given: (M, Q); None where only resamples tell."""
+        if by in LINEAR:
+            influence = self.over_stages(self.standing.influence(by))
+            return influence if other is None else influence - influence[other]
+        if by not in TRANSFER:
+            return None
+        if self.transfer is None:
+            return np.full((len(self.keys), len(self.standing.questions)), np.nan)
+        pairs = self.over_stages(self.transfer.drive_MQQ if by == "transfer_drive" else self.transfer.unit_MQQ)
+        return pair_influence(pairs if other is None else pairs - pairs[other])
+
+
+def assess(
+    standing: Standing,
+    sums: ScoreSums,
+    moved: Transfer | None,
+    sketch_error: np.ndarray,
+    notes: list[str],
+    draws: int,
+    seed: int,
+    stages: dict[tuple[str, str], tuple[int, ...]] | None = None,
+) -> Scored:
+    """Every score with its interval and resamples, from sums (M, Q) over the nodes of each question and transfer between them.
+
+    What is ranked is each of the M, or what `stages` names, with the places of its stages among them.
+    """
+    stages = {key: (m,) for m, key in enumerate(standing.keys)} if stages is None else stages
+    questions = len(standing.questions)
+    counts = bootstrap_counts(questions, draws, seed) / questions
+    score, drawn = (
+        pooled_scores(sums.map(lambda array: array.mean(-1))),
+        pooled_scores(sums.map(lambda array: counts @ array.T)),
+    )
+    if questions == 1:  # one question says nothing of how questions differ
+        drawn = {name: np.full_like(values, np.nan) for name, values in drawn.items()}
+    nothing = np.full(len(standing.keys), np.nan)
+    score["transfer_drive"], score["transfer"] = (nothing, nothing) if moved is None else (moved.drive_M, moved.unit_M)
+    found = Scored(tuple(stages), tuple(stages.values()), standing, {}, {}, {}, {}, notes, moved, sketch_error)
+    found.score.update({name: found.over_stages(value) for name, value in score.items()})
+    found.draws.update({name: found.over_stages(value.T).T for name, value in drawn.items()})
+    score, drawn = found.score, found.draws
+    for name in RANKABLE:
+        influence = found.influence(name)
+        if influence is None:
+            found.low[name], found.high[name] = percentile_interval(drawn[name])
+            continue
+        found.low[name], found.high[name] = influence_interval(score[name], influence)
+        if name in TRANSFER:  # a mean over pairs, resampled by its influences
+            drawn[name] = score[name] + counts @ influence.T
+    return found
+
+
+def tabulate(found: "Scored", by: str | None, eligible: np.ndarray | None = None) -> tuple[pd.DataFrame, str]:
+    """The ranking as a frame, best first, and the score that orders it; only what is `eligible` (all unless given) can be the best."""
+    by = by or ("drive" if np.isnan(found.score["transfer_drive"]).all() else "transfer_drive")
+    frame = pd.DataFrame(found.keys, columns=KEYS)
+    for name in RANKABLE:
+        frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = found.score[name], found.low[name], found.high[name]
+    for name in ("drive", "gain"):
+        frame[f"{name}_noise"] = found.over_stages(found.standing.noise(name))
+    frame["transfer_drive_sketch"] = found.over_stages(found.sketch_error)
+    if np.isnan(found.score[by]).all():
+        reason = "fewer than four questions are shared" if by in TRANSFER else "no node is informative"
+        raise GradalignError(f"no teacher has a {by} in this run: {reason}; score more questions or a larger --budget")
+    rivals = np.ones(len(frame), dtype=bool) if eligible is None or np.isnan(found.score[by][eligible]).all() else eligible
+    best = int(np.nanargmax(np.where(rivals, found.score[by], np.nan)))
+    draws = np.where(rivals, found.draws[by], np.nan)
+    compared = compare_with_best(found.score[by], best, found.influence(by, best), draws)
+    frame["difference"], frame["difference_low"], frame["difference_high"] = (
+        compared.difference_M,
+        compared.low_M,
+        compared.high_M,
+    )
+    frame["p_best"], frame["tied"] = compared.probability_M, compared.tied_M & rivals
+    return frame.sort_values(by, ascending=False, kind="stable", ignore_index=True), by

@@ -1,0 +1,75 @@
+"""What has to be said with a table of scores: what was counted on the way, and where local scores and transfer disagree."""
+
+# pandas types its results too widely for these rules.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from gradalign.findings.standing import KEYS
+from gradalign.store import Run
+
+CAVEAT = (
+    "Scores are first-order: evidence about a training run, not a proof. transfer_drive and transfer ask what a step on some questions "
+    "does to others, in the output layer; all other scores are local to each node and cannot see guidance that does not transfer."
+)
+_THIN = 0.1  # below this effective share of tokens, local scores of preference pairs are said to rest on few
+
+
+def disagreements(frame: pd.DataFrame, name: Callable[[dict], str]) -> list[str]:
+    """Where what a teacher does to the very questions it teaches and what a step does to others point apart, in plain words.
+
+    `name` says what a row is called.
+    """
+    found = []
+    for row in frame.to_dict("records"):
+        if not (row["teacher_advantage_low"] > 0 or row["drive_low"] > 0) or not row["transfer_drive"] <= 0:
+            continue
+        effect = "would lower other questions" if row["transfer_drive_high"] < 0 else "shows no sign of helping other questions"
+        found.append(
+            f"{name(row)}: on the questions it teaches this teacher does better than the student, "
+            f"yet a step on it {effect}. It may know what the student cannot, such as a leaked answer."
+        )
+    return found
+
+
+def absent(teacher: str, run: Run) -> str:
+    """That a teacher could be built for no question, and the commonest reason."""
+    reasons = run.frame("skipped").query("teacher == @teacher")["reason"].value_counts()
+    why = f": {reasons.index[0]} ({reasons.iloc[0]} questions)" if len(reasons) else ""
+    return f"{teacher} could be built for no question{why}"
+
+
+def _thin_pairs(run: Run) -> list[str]:
+    """Where the student's rollouts say little of the prefixes that the teacher would lead to."""
+    scores = run.frame("scores", [*KEYS, "effective_share"])
+    share = scores.groupby(KEYS, sort=True)["effective_share"].mean()
+    return [
+        f"{objective} under {teacher}: its local scores rest on {value:.1%} of the tokens, since the teacher would lead elsewhere; "
+        "transfer does not"
+        for (teacher, objective), value in share.items()
+        if value < _THIN
+    ]
+
+
+def outcome_notes(run: Run) -> Sequence[str]:
+    """What was counted on the way: questions that say nothing, truncated and ungradable rollouts, what was skipped."""
+    questions = run.frame("questions")
+    sampled = questions[questions["rollouts"] > 0]
+    missing = run.description["provenance"].get("questions", len(questions)) - len(questions)
+    stopped = run.outcome.get("stopped")
+    left = f"questions were not needed: {stopped}" if stopped else "questions are not scored yet: the run is unfinished"
+    counted = {
+        left: missing,
+        "questions with every base rollout right (they say little)": int((sampled["pass_rate"] == 1).sum()),
+        "questions with every base rollout wrong (they say little)": int((sampled["pass_rate"] == 0).sum()),
+        "questions whose share of the token budget left no targeted rollout": int(
+            ((sampled["nodes"] > 0) & (sampled["targeted_rollouts"] == 0)).sum()
+        ),
+        "base rollouts in which no answer could be read": int(sampled["ungradable"].sum()),
+        "base rollouts cut at the length limit": int(sampled["truncated"].sum()),
+    }
+    notes = [f"{count} {what}" for what, count in counted.items() if count] + _thin_pairs(run)
+    skipped = run.frame("skipped").fillna({"teacher": "every teacher"}).groupby(["teacher", "reason"], sort=True).size()
+    return [*notes, *(f"{teacher}: {count} questions skipped, {reason}" for (teacher, reason), count in skipped.items())]

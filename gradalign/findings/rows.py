@@ -1,0 +1,59 @@
+"""Rows of the scored nodes, and the sums that cosines are made of."""
+
+# pandas types its results too widely for these rules.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+
+import numpy as np
+import pandas as pd
+
+from gradalign.store import Run
+from gradalign.types import GradalignError
+
+SUPPORTS = ("visited", "full")
+SUMS = ("cos_dot", "cos_g2", "cos_d2", "cos_lengths", "cos", "informative")
+COSINES = ("mean_cosine", "weighted_cosine", "pooled_cosine")
+
+
+def require_sampled(run: Run) -> None:
+    """Refuse a run whose nodes were taken outright: no average over them speaks of on-policy nodes."""
+    if run.identity.get("node_selection") == "top":
+        raise GradalignError("this run took the top nodes, for looking; score again with --node-selection pps")
+
+
+def scored_rows(run: Run, support: str) -> pd.DataFrame:
+    """Alignment rows of the scored nodes with the node's numbers beside them."""
+    if support not in SUPPORTS:
+        raise GradalignError(f"no support {support!r}; choose visited or full")
+    suffix = "_visited" if support == "visited" else ""
+    nodes = run.frame("nodes", ["question", "node", "scored", "informative", f"g_norm2{suffix}", f"g_norm2{suffix}_raw"])
+    nodes = nodes[nodes["scored"]].set_axis(["question", "node", "scored", "informative", "g_norm2", "g_norm2_raw"], axis=1)
+    rows = run.frame("alignment").merge(nodes, on=["question", "node"])
+    return rows.assign(
+        cos_dot=rows[f"dot{suffix}"],
+        cos_d2=rows[f"d_norm2{suffix}"],
+        cos=rows["alignment" if suffix else "alignment_full"],
+    )
+
+
+def weigh(rows: pd.DataFrame, weight: pd.Series) -> pd.DataFrame:
+    """What the cosines' sums are made of, row by row, each node with its weight."""
+    useful = rows["informative"].astype(bool) & rows["cos"].notna()
+    return pd.DataFrame({
+        "cos_dot": weight * rows["cos_dot"],
+        "cos_g2": weight * rows["g_norm2"],
+        "cos_d2": weight * rows["cos_d2"],
+        "cos_lengths": weight * np.sqrt(rows["g_norm2_raw"] * rows["cos_d2"].clip(lower=0)),
+        "cos": (weight * rows["cos"]).where(useful, 0.0),
+        "informative": weight.where(useful, 0.0),
+    })  # fmt: skip
+
+
+def cosines(sums: np.ndarray) -> np.ndarray:
+    """The `COSINES` from sums in the order of `SUMS` along the last axis; NaN where a denominator is not positive."""
+    dot, g2, d2, lengths, cos, informative = np.moveaxis(sums, -1, 0)
+    pooled = np.sqrt(np.maximum(g2, 0) * np.maximum(d2, 0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.stack(
+            [np.where(under > 0, over / under, np.nan) for over, under in ((cos, informative), (dot, lengths), (dot, pooled))],
+            -1,
+        )

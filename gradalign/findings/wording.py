@@ -1,0 +1,50 @@
+"""What is common to the tables of scores: names of the scores, their scale, and the sentences below them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradalign.findings.notes import CAVEAT
+from gradalign.sheets import Remark, interval, signed
+
+SCORE_HEADS = {
+    "transfer_drive": "transfer drive ·10³",
+    "transfer": "transfer",
+    "drive": "drive ·10³",
+    "gain": "gain",
+    "pooled_cosine": "pooled cos",
+    "weighted_cosine": "weighted cos",
+    "mean_cosine": "mean cos",
+    "teacher_advantage": "advantage ·10³",
+}
+TIES = "'=' marks what cannot be told from the best (95% interval of the paired difference)."
+SCORE_SCALE = {"transfer_drive": 1e3, "drive": 1e3, "teacher_advantage": 1e3}
+
+
+def score_formats(frame: pd.DataFrame, names: Iterable[str]) -> dict[str, Callable[[float], str]]:
+    """A format for each score that fits its values and the ends of its intervals."""
+    return {
+        name: signed(np.asarray(frame[[name, f"{name}_low", f"{name}_high"]], dtype=np.float64), SCORE_SCALE.get(name, 1.0))
+        for name in names
+    }
+
+
+def score_interval(row: dict[str, Any], name: str, show: Callable[[float], str]) -> str:
+    """The ends of the interval that stand beside a number in its row."""
+    return interval(row[f"{name}_low"], row[f"{name}_high"], show)
+
+
+def placed(place: int, tied: bool) -> str:
+    """A place in a ranking, marked where it cannot be told from the first."""
+    return f"{place}{'=' if tied and place > 1 else ''}"
+
+
+def remarks(warnings: Sequence[str], notes: Sequence[str]) -> tuple[Remark, ...]:
+    """Warnings, what was counted, and what scores are."""
+    return (
+        *(Remark(warning, "warning") for warning in warnings),
+        *(Remark(note, "note") for note in notes),
+        Remark(CAVEAT, "note"),
+    )
