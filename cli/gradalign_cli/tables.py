@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradalign.pipeline import Forecast
 
 _WIDTH_FOR_ALL = 150
+_LEAST_TEXT = 10
 _MARKS = {"plain": "", "warning": "! ", "note": "· "}
 _STYLES = {"plain": "", "warning": "yellow", "note": "dim"}
 
@@ -39,7 +40,8 @@ def _table(sheet: Sheet, kept: list[int]) -> Table:
     for i in kept:
         head = sheet.heads[i]
         justify, style = ("right" if head.number else "left"), ("bold" if head.strong else None)
-        table.add_column(safe(head.text), justify=justify, no_wrap=head.number, overflow="fold", style=style)
+        least = None if head.number or not head.text else _LEAST_TEXT
+        table.add_column(safe(head.text), justify=justify, no_wrap=head.number, overflow="fold", style=style, min_width=least)
     for row in sheet.rows:
         table.add_row(*(safe(row[i]) for i in kept))
     return table

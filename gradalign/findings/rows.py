@@ -9,6 +9,7 @@ import pandas as pd
 from gradalign.store import Run
 from gradalign.types import GradalignError
 
+DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "l2", "similarity", "teacher_entropy", "top_overlap")
 SUPPORTS = ("visited", "full")
 SUMS = ("cos_dot", "cos_g2", "cos_d2", "cos_lengths", "cos", "informative")
 COSINES = ("mean_cosine", "weighted_cosine", "pooled_cosine")
@@ -33,6 +34,20 @@ def scored_rows(run: Run, support: str) -> pd.DataFrame:
         cos_d2=rows[f"d_norm2{suffix}"],
         cos=rows["alignment" if suffix else "alignment_full"],
     )
+
+
+def node_rows(run: Run, support: str) -> pd.DataFrame:
+    """Those of `scored_rows` with depth, paths and divergences: `depth_share` is depth over the mean length of the question's rollouts."""
+    rows = scored_rows(run, support)
+    nodes = run.frame("nodes", ["question", "node", "scored", "depth", "window", "visits", "visits_wrong", "student_entropy"])
+    lengths = run.frame("scores", ["question", "length"]).groupby("question")["length"].first()
+    nodes = nodes[nodes["scored"]].drop(columns="scored")
+    nodes = nodes.assign(
+        wrong=nodes["visits_wrong"] / nodes["visits"], depth_share=nodes["depth"] / nodes["question"].map(lengths)
+    )
+    teachers = run.frame("teachers", ["question", "node", "teacher", *DIVERGENCES, "advantage"])
+    rows = rows.merge(nodes.drop(columns=["visits", "visits_wrong"]), on=["question", "node"])
+    return rows.merge(teachers, on=["question", "node", "teacher"], how="left")
 
 
 def weigh(rows: pd.DataFrame, weight: pd.Series) -> pd.DataFrame:
