@@ -13,6 +13,7 @@ from gradalign.types import GradalignError
 from gradalign_cli.console import Interrupted, errors
 from gradalign_cli.doctor import doctor
 from gradalign_cli.export import export
+from gradalign_cli.findings import findings
 from gradalign_cli.paced import paced
 from gradalign_cli.paths import paths
 from gradalign_cli.pbsd import pbsd
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command()(score)
 app.command()(rank)
 app.command()(paths)
+app.command()(findings)
 app.command()(pbsd)
 app.command()(paced)
 app.command()(export)

@@ -3,6 +3,7 @@
 from gradalign.findings.break_down import BREAK_DOWNS, BreakDown, break_down
 from gradalign.findings.configured import ConfigurationRanking, rank_configurations
 from gradalign.findings.notes import CAVEAT
+from gradalign.findings.overview import AlignmentFindings, alignment_findings
 from gradalign.findings.paced import PacedDiagnostics, paced_diagnostics
 from gradalign.findings.paths import PathComparison, compare_paths
 from gradalign.findings.pbsd import RewardReweighting, reward_reweighting
@@ -12,6 +13,7 @@ from gradalign.findings.standing import Standing, standing_of
 __all__ = [
     "BREAK_DOWNS",
     "CAVEAT",
+    "AlignmentFindings",
     "BreakDown",
     "ConfigurationRanking",
     "PacedDiagnostics",
@@ -19,6 +21,7 @@ __all__ = [
     "Ranking",
     "RewardReweighting",
     "Standing",
+    "alignment_findings",
     "break_down",
     "compare_paths",
     "paced_diagnostics",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 from scipy.stats import false_discovery_control, mannwhitneyu, ttest_ind
 
 from gradalign.findings.rows import SUMS, cosines, require_sampled, scored_rows, weigh
@@ -65,7 +66,7 @@ class PathComparison(Shown):
 def compare_paths(run: Run, support: str = "visited", draws: int = 2000, flips: int = 10_000, seed: int = 0) -> PathComparison:
     """Compare the two kinds of path; a node on both counts on each by its share of rollouts (arXiv 2605.10889 compares nodes)."""
     require_sampled(run)
-    nodes = run.frame("nodes", ["question", "node", "scored", "visits", "visits_wrong"]).query("scored")
+    nodes = run.frame("nodes", ["question", "node", "visits", "visits_wrong"], pc.field("scored"))
     rows = scored_rows(run, support).merge(
         nodes.assign(wrong=nodes["visits_wrong"] / nodes["visits"])[["question", "node", "wrong"]], on=["question", "node"]
     )

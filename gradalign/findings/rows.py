@@ -5,6 +5,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 
 from gradalign.store import Run
 from gradalign.types import GradalignError
@@ -12,6 +13,8 @@ from gradalign.types import GradalignError
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "l2", "similarity", "teacher_entropy", "top_overlap")
 SUPPORTS = ("visited", "full")
 SUMS = ("cos_dot", "cos_g2", "cos_d2", "cos_lengths", "cos", "informative")
+_ALIGNMENT = ("question", "node", "teacher", "objective", "weight", "dot", "dot_se", "d_norm2")
+_SCORED = pc.field("scored")
 COSINES = ("mean_cosine", "weighted_cosine", "pooled_cosine")
 
 
@@ -26,26 +29,23 @@ def scored_rows(run: Run, support: str) -> pd.DataFrame:
     if support not in SUPPORTS:
         raise GradalignError(f"no support {support!r}; choose visited or full")
     suffix = "_visited" if support == "visited" else ""
-    nodes = run.frame("nodes", ["question", "node", "scored", "informative", f"g_norm2{suffix}", f"g_norm2{suffix}_raw"])
-    nodes = nodes[nodes["scored"]].set_axis(["question", "node", "scored", "informative", "g_norm2", "g_norm2_raw"], axis=1)
-    rows = run.frame("alignment").merge(nodes, on=["question", "node"])
-    return rows.assign(
-        cos_dot=rows[f"dot{suffix}"],
-        cos_d2=rows[f"d_norm2{suffix}"],
-        cos=rows["alignment" if suffix else "alignment_full"],
-    )
+    nodes = run.frame("nodes", ["question", "node", "informative", f"g_norm2{suffix}", f"g_norm2{suffix}_raw"], _SCORED)
+    nodes = nodes.set_axis(["question", "node", "informative", "g_norm2", "g_norm2_raw"], axis=1)
+    cosine = "alignment" if suffix else "alignment_full"
+    wanted = dict.fromkeys([*_ALIGNMENT, cosine, f"dot{suffix}", f"d_norm2{suffix}"])
+    rows = run.frame("alignment", list(wanted)).merge(nodes, on=["question", "node"])
+    return rows.assign(cos_dot=rows[f"dot{suffix}"], cos_d2=rows[f"d_norm2{suffix}"], cos=rows[cosine])
 
 
 def node_rows(run: Run, support: str) -> pd.DataFrame:
     """Those of `scored_rows` with depth, paths and divergences: `depth_share` is depth over the mean length of the question's rollouts."""
     rows = scored_rows(run, support)
-    nodes = run.frame("nodes", ["question", "node", "scored", "depth", "window", "visits", "visits_wrong", "student_entropy"])
+    nodes = run.frame("nodes", ["question", "node", "depth", "window", "visits", "visits_wrong", "student_entropy"], _SCORED)
     lengths = run.frame("scores", ["question", "length"]).groupby("question")["length"].first()
-    nodes = nodes[nodes["scored"]].drop(columns="scored")
     nodes = nodes.assign(
         wrong=nodes["visits_wrong"] / nodes["visits"], depth_share=nodes["depth"] / nodes["question"].map(lengths)
     )
-    teachers = run.frame("teachers", ["question", "node", "teacher", *DIVERGENCES, "advantage"])
+    teachers = run.frame("teachers", ["question", "node", "teacher", *DIVERGENCES], pc.field("teacher_mass").is_valid())
     rows = rows.merge(nodes.drop(columns=["visits", "visits_wrong"]), on=["question", "node"])
     return rows.merge(teachers, on=["question", "node", "teacher"], how="left")
 

@@ -23,7 +23,7 @@ from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
 FORMAT = 5
-Rows = Mapping[str, list[dict[str, Any]]]
+Rows = Mapping[str, list[dict[str, Any]] | pa.Table]
 
 
 class RunFolder:
@@ -69,7 +69,7 @@ class RunFolder:
         return pq.read_table(part_path(self.path, table, part)).to_pylist()
 
     def write(self, part: int, rows: Rows, note: Mapping[str, Any] | None = None) -> None:
-        """Write every table of a part, then its marker with a `note`. An interrupt waits until the part stands.
+        """Write every table of a part (rows, or an Arrow table), then its marker with a `note`. An interrupt waits until the part stands.
 
         A part that stood before gives way only once the new one is whole.
         """
@@ -194,10 +194,11 @@ def _problem(path: Path, marker: Path) -> str | None:
     return None
 
 
-def _parquet(table: str, rows: list[dict[str, Any]]) -> bytes:
+def _parquet(table: str, rows: list[dict[str, Any]] | pa.Table) -> bytes:
     schema = arrow_schema(table)
+    whole = pa.Table.from_pylist(rows, schema=schema) if isinstance(rows, list) else rows.select(schema.names).cast(schema)
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
+    pq.write_table(whole, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 

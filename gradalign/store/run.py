@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradalign.store.folder import checked_parts, part_path, read_description, read_outcome
@@ -30,21 +31,20 @@ class Run:
         """What the run ended with, such as a decision; empty if nothing was asked of it but its budget."""
         return read_outcome(self.path)
 
-    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A table of the run over all finished parts, as Arrow."""
+    def table(self, name: str, columns: list[str] | None = None, where: pc.Expression | None = None) -> pa.Table:
+        """A table of the run over all finished parts, as Arrow; with `where` only the rows for which it holds."""
         if name not in TABLES:
             raise GradalignError(f"a run has no table {name!r}; choose from {', '.join(TABLES)}")
         files = [part_path(self.path, name, part) for part in self.parts]
         schema = arrow_schema(name)
         if columns is not None:
             schema = pa.schema([schema.field(column) for column in columns])
-        return pa.concat_tables(
-            [schema.empty_table(), *(pq.read_table(file, columns=columns, schema=schema) for file in files)]
-        )
+        read = (pq.read_table(file, columns=columns, schema=arrow_schema(name), filters=where) for file in files)
+        return pa.concat_tables([schema.empty_table(), *(table.select(schema.names) for table in read)])
 
-    def frame(self, name: str, columns: list[str] | None = None) -> pd.DataFrame:
+    def frame(self, name: str, columns: list[str] | None = None, where: pc.Expression | None = None) -> pd.DataFrame:
         """A table of the run as a pandas frame; `gradalign.store.TABLES` says what its columns mean."""
-        return self.table(name, columns).to_pandas()
+        return self.table(name, columns, where).to_pandas()
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name in TABLES:
