@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import kurtosis
+from scipy.stats import kurtosis, norm
 from scipy.stats import t as student_t
 
 _FLIPS = 500  # sign flips at once
@@ -16,13 +16,19 @@ def bootstrap_counts(questions: int, draws: int, seed: int) -> Int[np.ndarray, "
     return rng.multinomial(questions, np.full(questions, 1 / questions), size=draws)
 
 
-def percentile_interval(draws: Float[np.ndarray, "B ..."], level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap interval along the first axis; NaN draws (an undefined resample) are left out."""
-    tail = 100 * (1 - level) / 2
+def percentile_interval(draws: Float[np.ndarray, "B ..."], units: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap interval along the first axis; NaN draws (an undefined resample) are left out.
+
+    A resample of `units` (questions) varies less than a sample does, and its percentiles are those of a normal law where t would be due:
+    they are taken so much farther out that a mean's interval is as wide as t's (expanded percentiles; Hesterberg, 2015).
+    """
+    tail = (1 - level) / 2
+    if units > 1:
+        tail = float(norm.sf(np.sqrt(units / (units - 1)) * student_t.isf(tail, units - 1)))
     defined = ~np.isnan(draws).all(axis=0)
     low, high = np.full(draws.shape[1:], np.nan), np.full(draws.shape[1:], np.nan)
     if defined.any():
-        low[defined], high[defined] = np.nanpercentile(draws[:, defined], [tail, 100 - tail], axis=0)
+        low[defined], high[defined] = np.nanpercentile(draws[:, defined], [100 * tail, 100 * (1 - tail)], axis=0)
     return low, high
 
 
@@ -43,6 +49,7 @@ def compare_with_best(
     best: int,
     influence_MQ: Float[np.ndarray, "M Q"] | None,
     draws_BM: Float[np.ndarray, "B M"],
+    questions: int,
 ) -> BestOf:
     """Compare alternatives scored on the same questions with the best of them, by paired differences.
 
@@ -50,7 +57,7 @@ def compare_with_best(
     intervals come from the influences where there are any, else from the draws.
     """
     if influence_MQ is None:
-        low, high = percentile_interval(draws_BM - draws_BM[:, [best]])
+        low, high = percentile_interval(draws_BM - draws_BM[:, [best]], questions)
     else:
         low, high = influence_interval(score_M - score_M[best], influence_MQ)
     filled = np.where(np.isnan(draws_BM), -np.inf, draws_BM)

@@ -87,7 +87,7 @@ def assess(
     for name in RANKABLE:
         influence = found.influence(name)
         if influence is None:
-            found.low[name], found.high[name] = percentile_interval(drawn[name])
+            found.low[name], found.high[name] = percentile_interval(drawn[name], questions)
             continue
         found.low[name], found.high[name] = influence_interval(score[name], influence)
         if name in TRANSFER:  # a mean over pairs, resampled by its influences
@@ -110,7 +110,7 @@ def tabulate(found: "Scored", by: str | None, eligible: np.ndarray | None = None
     rivals = np.ones(len(frame), dtype=bool) if eligible is None or np.isnan(found.score[by][eligible]).all() else eligible
     best = int(np.nanargmax(np.where(rivals, found.score[by], np.nan)))
     draws = np.where(rivals, found.draws[by], np.nan)
-    compared = compare_with_best(found.score[by], best, found.influence(by, best), draws)
+    compared = compare_with_best(found.score[by], best, found.influence(by, best), draws, len(found.standing.questions))
     frame["difference"], frame["difference_low"], frame["difference_high"] = (
         compared.difference_M,
         compared.low_M,

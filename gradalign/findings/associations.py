@@ -79,7 +79,7 @@ def _bootstrapped(
     value = float(_correlation(sums_QS.sum(0)))
     if (sums_QS[:, 0] > 0).sum() < _LEAST:
         return RankCorrelation(value, np.nan, np.nan)
-    low, high = percentile_interval(_correlation(counts_BQ @ sums_QS))
+    low, high = percentile_interval(_correlation(counts_BQ @ sums_QS), int((sums_QS[:, 0] > 0).sum()))
     return RankCorrelation(value, float(low), float(high))
 
 

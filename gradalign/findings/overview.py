@@ -134,15 +134,11 @@ def _profiles(rows: pd.DataFrame, groups: dict[str, tuple[list[str], pd.Series]]
         for group, name in enumerate(names):
             at = place == group
             sums_QS = np.stack([np.bincount(question[at], column[at], held) for column in terms.T], -1)
-            low, high = percentile_interval(cosines(counts @ sums_QS))
-            row = {
-                "by": by,
-                "group": name,
-                "questions": len(np.unique(question[at & useful])),
-                "nodes": int((at & useful).sum()),
-            }
-            if row["questions"] < _LEAST:
+            seen = len(np.unique(question[at & useful]))
+            low, high = percentile_interval(cosines(counts @ sums_QS), seen)
+            if seen < _LEAST:
                 low, high = np.full(low.shape, np.nan), np.full(high.shape, np.nan)
+            row = {"by": by, "group": name, "questions": seen, "nodes": int((at & useful).sum())}
             for i, (cosine, value) in enumerate(zip(COSINES, cosines(sums_QS.sum(0)), strict=True)):
                 row |= {cosine: float(value), f"{cosine}_low": float(low[i]), f"{cosine}_high": float(high[i])}
             yield row
@@ -164,7 +160,7 @@ def _selective(rows: pd.DataFrame, counts: np.ndarray) -> dict:
             columns = (kept / all_, whole / all_, selected / all_, chance / selected, np.where(whole > 0, ratio, np.nan))
         return np.stack([np.where(np.isfinite(column), column, np.nan) for column in columns], -1)
 
-    low, high = percentile_interval(scores(counts @ sums_QS))
+    low, high = percentile_interval(scores(counts @ sums_QS), counts.shape[1])
     row: dict = {"questions": known["question"].nunique(), "nodes": len(known)}
     for i, name in enumerate(("kept", "drive", "drive_kept", "by_chance", "gain_ratio")):
         row |= {name: float(scores(sums_QS.sum(0))[i]), f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}

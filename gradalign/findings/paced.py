@@ -82,10 +82,10 @@ def paced_diagnostics(run: Run, bins: int = 6, draws: int = 300, seed: int = 0) 
         for (teacher, objective), among_QQ in zip(standing.keys, steps.among_MQQ, strict=True):
             whole = clarity_curve(among_QQ, pass_rate, edges)
             drawn = [clarity_curve(among_QQ, pass_rate, edges, count) for count in counts]
-            low, high = percentile_interval(np.stack([curve.ratio_B for curve in drawn]))
+            low, high = percentile_interval(np.stack([curve.ratio_B for curve in drawn]), len(pass_rate))
             exponents = np.array([fit_exponents(curve) for curve in drawn])
             alpha, beta = fit_exponents(whole)
-            below, above = percentile_interval(exponents)
+            below, above = percentile_interval(exponents, len(pass_rate))
             named = {"teacher": teacher, "objective": objective, "space": space}
             curves.append(pd.DataFrame({
                 **named, "low": whole.low_B, "high": whole.high_B, "questions": whole.count_B.astype(int),

@@ -52,7 +52,10 @@ class PathComparison(Shown):
         one_kind = f"{self.one_kind} questions have one kind of path only, and say nothing of the difference."
         said = (
             Remark("By question: mean over questions of incorrect less correct; p by flipping signs of whole questions."),
-            Remark("* taken node by node, as if nodes of one question were independent, which they are not.", "note"),
+            Remark(
+                "Welch and rank tests (*) go node by node, as if nodes of one question were independent, which they are not.",
+                "note",
+            ),
             *([Remark(one_kind, "note")] if self.one_kind else []),
             Remark(
                 "The whole table has weighted and pooled cosines too; p adj. is for the whole table (Benjamini-Hochberg).",
@@ -73,6 +76,12 @@ def compare_paths(run: Run, support: str = "visited", draws: int = 2000, flips: 
     if rows.empty:
         raise GradalignError("the run has no scored node; score with a larger --budget")
     rate = run.frame("questions", ["question", "pass_rate"]).set_index("question")["pass_rate"].dropna()
+    frame, count = compare_rows(rows, draws, flips, seed)
+    return PathComparison(frame, count, int(((rate == 0) | (rate == 1)).sum()))
+
+
+def compare_rows(rows: pd.DataFrame, draws: int, flips: int, seed: int) -> tuple[pd.DataFrame, int]:
+    """The `frame` of a comparison from rows of scored nodes with their share of `wrong` visits, and the number of questions."""
     questions = sorted(rows["question"].unique())
     counts = bootstrap_counts(len(questions), draws, seed).astype(np.float64)
     found = []
@@ -84,8 +93,7 @@ def compare_paths(run: Run, support: str = "visited", draws: int = 2000, flips: 
     if tested.any():
         frame.loc[tested, "p_adjusted"] = false_discovery_control(frame.loc[tested, "p"])
     first = [*KEYS, "cosine"]
-    frame = frame[[*first, *(column for column in frame.columns if column not in first)]]
-    return PathComparison(frame, len(questions), int(((rate == 0) | (rate == 1)).sum()))
+    return frame[[*first, *(column for column in frame.columns if column not in first)]], len(questions)
 
 
 def _compared(rows: pd.DataFrame, questions: list[str], counts: np.ndarray, flips: int, seed: int) -> pd.DataFrame:
@@ -98,11 +106,11 @@ def _compared(rows: pd.DataFrame, questions: list[str], counts: np.ndarray, flip
     whole = cosines(sums_PQS.sum(1))
     drawn = cosines(np.einsum("bq,pqs->pbs", counts, sums_PQS))
     own = cosines(sums_PQS)
-    low, high = percentile_interval(drawn[1] - drawn[0])
+    low, high = percentile_interval(drawn[1] - drawn[0], len(questions))
     apart = own[1] - own[0]
     apart[:, 2] = np.nan  # a question's own pooled cosine is mostly noise
     known = np.isfinite(apart)
-    mean_low, mean_high = percentile_interval(_means(counts, apart))
+    mean_low, mean_high = percentile_interval(_means(counts, apart), len(questions))
     with np.errstate(invalid="ignore", divide="ignore"):
         paired = np.where(known.any(0), np.where(known, apart, 0.0).sum(0) / known.sum(0), np.nan)
         spread = np.sqrt(np.where(known, (apart - paired) ** 2, 0.0).sum(0) / (known.sum(0) - 1))

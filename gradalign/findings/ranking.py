@@ -98,7 +98,7 @@ def paired_difference(
     if influence is not None:
         low, high = influence_interval(np.array([difference]), influence[[i]])
         return float(difference), float(low[0]), float(high[0])
-    low, high = percentile_interval(found.draws[by][:, i] - found.draws[by][:, j])
+    low, high = percentile_interval(found.draws[by][:, i] - found.draws[by][:, j], len(found.standing.questions))
     return float(difference), float(low), float(high)
 
 
