@@ -11,6 +11,7 @@ from rich.markup import escape
 from gradalign import __version__
 from gradalign.types import GradalignError
 from gradalign_cli.console import Interrupted, errors
+from gradalign_cli.contexts import contexts
 from gradalign_cli.doctor import doctor
 from gradalign_cli.export import export
 from gradalign_cli.findings import findings
@@ -32,6 +33,7 @@ app.command()(score)
 app.command()(rank)
 app.command()(paths)
 app.command()(findings)
+app.command()(contexts)
 app.command()(pbsd)
 app.command()(paced)
 app.command()(export)

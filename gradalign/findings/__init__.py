@@ -8,6 +8,7 @@ from gradalign.findings.paced import PacedDiagnostics, paced_diagnostics
 from gradalign.findings.paths import PathComparison, compare_paths
 from gradalign.findings.pbsd import RewardReweighting, reward_reweighting
 from gradalign.findings.ranking import Ranking, paired_difference, rank
+from gradalign.findings.screening import ContextScreening, screen_contexts
 from gradalign.findings.standing import Standing, standing_of
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "AlignmentFindings",
     "BreakDown",
     "ConfigurationRanking",
+    "ContextScreening",
     "PacedDiagnostics",
     "PathComparison",
     "Ranking",
@@ -29,5 +31,6 @@ __all__ = [
     "rank",
     "rank_configurations",
     "reward_reweighting",
+    "screen_contexts",
     "standing_of",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gradalign.configurations import Configuration
+from gradalign.findings.accuracy import accuracy_of_teachers
 from gradalign.findings.assessed import RANKABLE, tabulate
 from gradalign.findings.ground import assess_ground, ground_of, steps_on
 from gradalign.findings.notes import disagreements, outcome_notes
@@ -87,7 +88,8 @@ def rank_configurations(
     assessed, found = assess_ground(ground, steps_on(run, ground), None, draws, seed)
     frame, by = tabulate(assessed, by, np.array([c.tokens.kind != "positive_alignment" for c in ground.usable]))
     frame = _described(frame, ground.usable, run, ground.base, found)
-    warnings = disagreements(frame[~frame["oracle"].astype(bool)], lambda row: str(row["configuration"]))
+    warned = frame[~frame["oracle"].astype(bool)]
+    warnings = disagreements(warned, accuracy_of_teachers(run), lambda row: str(row["configuration"]))
     count = len(ground.base.questions)
     return ConfigurationRanking(frame, by, count, ground.unscored, tuple(outcome_notes(run)), tuple(warnings))
 

@@ -3,10 +3,11 @@
 # pandas types its results too widely for these rules.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
+from gradalign.findings.accuracy import Accuracy
 from gradalign.findings.standing import KEYS
 from gradalign.store import Run
 
@@ -17,19 +18,24 @@ CAVEAT = (
 _THIN = 0.1  # below this effective share of tokens, local scores of preference pairs are said to rest on few
 
 
-def disagreements(frame: pd.DataFrame, name: Callable[[dict], str]) -> list[str]:
-    """Where what a teacher does to the very questions it teaches and what a step does to others point apart, in plain words.
+def disagreements(frame: pd.DataFrame, accuracy: Mapping[str, Accuracy], name: Callable[[dict], str]) -> list[str]:
+    """Where what a teacher does on the very questions it teaches and what a step does to others point apart, in plain words.
 
-    `name` says what a row is called.
+    A teacher does better there if it answers better than the student (`accuracy`, by teacher, where it was sampled), or by its
+    advantage or drive. `name` says what a row is called.
     """
     found = []
     for row in frame.to_dict("records"):
-        if not (row["teacher_advantage_low"] > 0 or row["drive_low"] > 0) or not row["transfer_drive"] <= 0:
+        own = accuracy.get(row["teacher"])
+        answers = own is not None and own.lift_low > 0
+        if not (answers or row["teacher_advantage_low"] > 0 or row["drive_low"] > 0) or not row["transfer_drive"] <= 0:
             continue
+        better = "this teacher does better than the student on the questions it teaches"
+        if own is not None and answers:
+            better = f"it raises the teacher to {100 * own.accuracy:.1f}%, {100 * own.lift:.0f} points above the student"
         effect = "would lower other questions" if row["transfer_drive_high"] < 0 else "shows no sign of helping other questions"
         found.append(
-            f"{name(row)}: on the questions it teaches this teacher does better than the student, "
-            f"yet a step on it {effect}. It may know what the student cannot, such as a leaked answer."
+            f"{name(row)}: {better}, yet a step on it {effect}. It may know what the student cannot, such as a leaked answer."
         )
     return found
 

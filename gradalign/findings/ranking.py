@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gradalign.alignment import ScoreSums
+from gradalign.findings.accuracy import accuracy_of_teachers
 from gradalign.findings.assessed import LEAST_FOR_TRANSFER, RANKABLE, Scored, assess, tabulate
 from gradalign.findings.notes import absent, disagreements, outcome_notes
 from gradalign.findings.rows import require_sampled, scored_rows, weigh
@@ -75,7 +76,7 @@ def rank(run: Run, by: str | None = None, support: str = "visited", draws: int =
     shared = len(found.standing.questions)
     notes = (*found.notes, *outcome_notes(run))
     left_out = run.frame("questions", ["question"]).shape[0] - shared
-    return Ranking(frame, by, shared, left_out, notes, tuple(disagreements(frame, _pair_name)))
+    return Ranking(frame, by, shared, left_out, notes, tuple(disagreements(frame, accuracy_of_teachers(run), _pair_name)))
 
 
 def paired_difference(

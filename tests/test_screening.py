@@ -1,0 +1,87 @@
+"""Pre-screening of contexts: the table by hand, the leak not recommended, and what a run cannot tell left missing."""
+
+import numpy as np
+import pytest
+
+import gradalign
+from gradalign.findings import screen_contexts
+from gradalign.findings.screening import ALONE
+from gradalign.types import GradalignError
+
+CONTEXTS = ["ctx:none", "ctx:correct_demo", "ctx:wrong_demo", "ctx:answer"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "r"
+    return gradalign.score(teachers=CONTEXTS, objectives=["forward_kl"], limit=48, budget=16, teacher_rollouts=8, out=folder)
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return screen_contexts(run)
+
+
+def test_accuracy_and_copying_by_hand(run, found):
+    row = found.frame.set_index("teacher").loc["ctx:wrong_demo"]
+    contexts = run.contexts[run.contexts.teacher == "ctx:wrong_demo"].set_index("question")
+    assert row.built == len(contexts) / 48
+    assert row.context_tokens == contexts.length.mean()
+    assert row.stated == 1.0
+    rollouts = run.rollouts
+    taught = rollouts[(rollouts.purpose == "teacher") & (rollouts.source == "ctx:wrong_demo")]
+    by_question = taught.groupby("question").reward.mean()
+    assert row.accuracy == pytest.approx(by_question.mean())
+    rate = run.questions.set_index("question").pass_rate
+    assert row.lift == pytest.approx((by_question - rate[by_question.index]).mean())
+    assert row.accuracy_low < row.accuracy < row.accuracy_high
+    base = rollouts[rollouts.purpose == "base"]
+    follows, alone = [], []
+    for question, context in contexts.iterrows():
+        said = {*context.answers}
+        assert run.questions.set_index("question").answer[question] not in said  # a wrong demonstration states a wrong answer
+        follows.append(np.mean([a in said for a in taught[taught.question == question].read_answer]))
+        alone.append(np.mean([a in said for a in base[base.question == question].read_answer]))
+    assert row.follows == pytest.approx(np.mean(follows))
+    assert row.copied == pytest.approx((np.sum(follows) - np.sum(alone)) / (len(alone) - np.sum(alone)))
+
+
+def test_the_leak_is_warned_of_and_the_demonstration_recommended(found):
+    assert found.recommendation == "Recommended: ctx:correct_demo."
+    assert any("ctx:answer" in warning for warning in found.warnings)
+    assert not any("ctx:correct_demo:" in warning for warning in found.warnings)
+    frame = found.frame.set_index("teacher")
+    assert frame.loc["ctx:answer", "accuracy"] > frame.loc["ctx:correct_demo", "accuracy"] > frame.loc[ALONE, "accuracy"]
+    assert frame.loc["ctx:answer", "copied"] > 0.9
+    assert np.isnan(frame.loc["ctx:none", "copied"])  # no answer stands in it
+    assert frame.loc["ctx:none", "transfer_drive"] == pytest.approx(0, abs=1e-12)
+
+
+def test_scores_are_those_of_the_ranking(run, found):
+    ranked = gradalign.rank(run).frame.set_index("teacher")
+    frame = found.frame.set_index("teacher")
+    for teacher in CONTEXTS:
+        for name in ("transfer_drive", "transfer_drive_low", "drive", "mean_cosine_high"):
+            assert frame.loc[teacher, name] == pytest.approx(ranked.loc[teacher, name], nan_ok=True)
+
+
+def test_accuracy_by_difficulty(run, found):
+    rows = found.by_difficulty
+    assert {*rows.group} == {*run.questions.difficulty}
+    row = rows[(rows.teacher == ALONE) & (rows.group == "2")].iloc[0]
+    assert row.accuracy == pytest.approx(run.questions[run.questions.difficulty == "2"].pass_rate.mean())
+    assert row.questions == (run.questions.difficulty == "2").sum()
+
+
+def test_what_was_not_sampled_is_missing_and_not_nought(tmp_path):
+    run = gradalign.score(
+        teachers=["ctx:reference"], objectives=["reverse_kl"], limit=3, rollouts=4, budget=8, out=tmp_path / "r"
+    )
+    found = screen_contexts(run)
+    row = found.frame.iloc[0]
+    assert np.isnan([row.accuracy, row.lift, row.copied]).all()
+    assert np.isnan(row.transfer_drive)  # three questions have no transfer
+    assert row.stated == 1.0
+    assert "ctx:reference" in found._repr_html_()
+    with pytest.raises(GradalignError, match="no objective 'forward_kl'"):
+        screen_contexts(run, "forward_kl")
