@@ -20,6 +20,7 @@ from gradalign_cli.paths import paths
 from gradalign_cli.pbsd import pbsd
 from gradalign_cli.rank import rank
 from gradalign_cli.score import score
+from gradalign_cli.show import show
 
 app = typer.Typer(
     name="gradalign",
@@ -36,6 +37,7 @@ app.command()(findings)
 app.command()(contexts)
 app.command()(pbsd)
 app.command()(paced)
+app.command()(show)
 app.command()(export)
 app.command()(doctor)
 

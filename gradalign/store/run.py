@@ -1,5 +1,6 @@
 """A run read back: pandas frames of its finished parts."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ class Run:
     def frame(self, name: str, columns: list[str] | None = None, where: pc.Expression | None = None) -> pd.DataFrame:
         """A table of the run as a pandas frame; `gradalign.store.TABLES` says what its columns mean."""
         return self.table(name, columns, where).to_pandas()
+
+    def holding(self, questions: Collection[str]) -> "Run":
+        """The same run with only the parts that hold any of these questions: their rows, and those of their neighbours, are soon read."""
+        where = pc.field("question").isin(list(questions))
+        files = ((part, part_path(self.path, "questions", part)) for part in self.parts)
+        held = [part for part, file in files if pq.read_table(file, columns=["question"], filters=where).num_rows]
+        return Run(self.path, self.description, held)
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name in TABLES:
