@@ -1,11 +1,12 @@
 """How clear a question's gradient is at its pass rate, and the question weights that follow (PACED, arXiv 2603.11178). Pure numpy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import curve_fit
 
+_STEPS, _ZOOMS = 33, 4  # of the search for exponents
 _MOST = 8.0  # an exponent beyond it weighs next to nothing but one end
 
 
@@ -60,25 +61,25 @@ def clarity_curve(
     return ClarityCurve(edges[:-1], edges[1:], held, rate, ratio)
 
 
-def fit_exponents(curve: ClarityCurve) -> tuple[float, float]:
-    """alpha and beta of c p^alpha (1 - p)^beta nearest to the curve, bins weighed by their questions; NaN from fewer than four bins.
+def fit_exponents(curves: Sequence[ClarityCurve]) -> Float[np.ndarray, "M 2"]:
+    """alpha and beta of c p^alpha (1 - p)^beta nearest to each curve, bins weighed by their questions; NaN from fewer than four bins.
 
-    Exponents lie between 0 and 8.
+    For given exponents the nearest c is known, so only these are searched for: on a grid over 0 to 8, then on finer ones about the best.
     """
-    known = np.isfinite(curve.ratio_B)
-    if known.sum() < 4 or not (curve.ratio_B[known] > 0).any():
-        return np.nan, np.nan
-    p, ratio = np.clip(curve.pass_rate_B[known], 0.005, 0.995), curve.ratio_B[known]
-    scale = float(ratio.max())
-
-    def shape(p: np.ndarray, c: float, alpha: float, beta: float) -> np.ndarray:
-        return c * p**alpha * (1 - p) ** beta
-
-    try:
-        found, _ = curve_fit(
-            shape, p, ratio / scale, p0=(4.0, 1.0, 1.0), sigma=1 / np.sqrt(curve.count_B[known]),
-            bounds=([0.0, 0.0, 0.0], [np.inf, _MOST, _MOST]), maxfev=2000,
-        )  # fmt: skip
-    except RuntimeError:  # it found no minimum
-        return np.nan, np.nan
-    return float(found[1]), float(found[2])
+    ratio = np.stack([curve.ratio_B for curve in curves])
+    known = np.isfinite(ratio)
+    p = np.clip(np.where(known, np.stack([curve.pass_rate_B for curve in curves]), 0.5), 0.005, 0.995)
+    weight = np.where(known, np.stack([curve.count_B for curve in curves]), 0.0)
+    target = np.where(known, ratio, 0.0)
+    best, width = np.full((len(ratio), 2), _MOST / 2), _MOST / 2
+    for _ in range(_ZOOMS):
+        steps = np.linspace(-width, width, _STEPS)
+        tried = np.clip(best[:, :, None] + steps, 0.0, _MOST)
+        grid = np.stack(np.broadcast_arrays(tried[:, 0, :, None], tried[:, 1, None, :]), -1).reshape(len(ratio), -1, 2)
+        shape = np.exp(grid[:, :, :1] * np.log(p)[:, None] + grid[:, :, 1:] * np.log1p(-p)[:, None])
+        over, under = (weight * target)[:, None] * shape, weight[:, None] * shape**2
+        told = over.sum(-1) ** 2 / np.maximum(under.sum(-1), np.finfo(float).tiny)
+        best = np.take_along_axis(grid, told.argmax(1)[:, None, None], 1)[:, 0]
+        width /= (_STEPS - 1) / 4
+    found = (known.sum(1) >= 4) & (target > 0).any(1)
+    return np.where(found[:, None], best, np.nan)

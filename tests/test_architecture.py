@@ -15,7 +15,7 @@ FLOORS = [
     {"success", "models", "configurations"},
     {"alignment", "engines", "schedule", "totals"},
     {"testbed", "findings", "returns"},
-    {"pipeline", "handover"},
+    {"pipeline", "handover", "report"},
     {"api"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

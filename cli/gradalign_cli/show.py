@@ -87,6 +87,8 @@ def show(
 
 def _chosen(view: "QuestionTokens", wanted: list[int] | None) -> "list[TokenRollout]":
     """The rollouts that are asked for; else the right and the wrong one with the most scored tokens."""
+    import numpy as np
+
     by_number = {rollout.number: rollout for rollout in view.rollouts}
     for number in wanted or ():
         if number not in by_number:
@@ -96,7 +98,7 @@ def _chosen(view: "QuestionTokens", wanted: list[int] | None) -> "list[TokenRoll
     if wanted:
         return [by_number[number] for number in wanted]
     scored = view.nodes["scored"]
-    order = sorted(view.rollouts, key=lambda r: -int(scored.reindex(r.nodes).sum()))
+    order = sorted(view.rollouts, key=lambda r: -np.count_nonzero(scored.reindex(r.nodes)))
     kinds = [[r for r in order if (r.reward == 1) == right] for right in (True, False)]
     return [kind[0] for kind in kinds if kind]
 

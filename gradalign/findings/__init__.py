@@ -1,6 +1,7 @@
 """Findings: tables computed from the stored rows alone, without torch."""
 
 from gradalign.findings.break_down import BREAK_DOWNS, BreakDown, break_down
+from gradalign.findings.comparison import RunComparison, compare_runs
 from gradalign.findings.configured import ConfigurationRanking, rank_configurations
 from gradalign.findings.notes import CAVEAT
 from gradalign.findings.overview import AlignmentFindings, alignment_findings
@@ -22,10 +23,12 @@ __all__ = [
     "PathComparison",
     "Ranking",
     "RewardReweighting",
+    "RunComparison",
     "Standing",
     "alignment_findings",
     "break_down",
     "compare_paths",
+    "compare_runs",
     "paced_diagnostics",
     "paired_difference",
     "rank",

@@ -35,12 +35,10 @@ class Ground:
 
     def part(self, at: np.ndarray) -> "Ground":
         """The same on some of the questions, by their places."""
-        b = self.base
-        questions = tuple(b.questions[q] for q in at)
-        arrays = (each[:, at] for each in (b.length_MQ, b.dot_MQ, b.noise_MQ, b.d_norm2_MQ, b.advantage_MQ))
-        rows = self.rows[self.rows["question"].isin(questions)]
+        base = self.base.on([self.base.questions[q] for q in at])
+        rows = self.rows[self.rows["question"].isin(base.questions)]
         weights = {name: weight[at] for name, weight in self.weights.items()}
-        return Ground(self.usable, self.unscored, Standing(b.keys, questions, *arrays), rows, weights)
+        return Ground(self.usable, self.unscored, base, rows, weights)
 
 
 def ground_of(run: Run, configurations: Sequence[Configuration], support: str) -> Ground:

@@ -30,6 +30,7 @@ QUANTITIES = {
     "top_overlap": "overlap of the top 10",
     "depth_share": "depth over mean length",
 }
+PROFILES = {"depth": "normalised depth", "window": "depth in tokens", "difficulty": "difficulty", "pass_rate": "pass rate"}
 _SHORT = dict(
     zip(QUANTITIES, ("KL s||t", "KL t||s", "JSD", "L2", "similar", "H stud.", "H teach.", "top 10", "depth"), strict=True)
 )
@@ -58,9 +59,43 @@ class AlignmentFindings(Shown):
 
     def sheets(self) -> list[Sheet]:
         """Correlations, cosines by depth, window and difficulty, and what selection would keep."""
-        found = _association_sheets(self.associations)
-        found += [_profile_sheet(by, rows) for by, rows in self.profiles.groupby("by", sort=False)]
-        return [*found, _selective_sheet(self.selective)]
+        profiles = [self.profile_sheet(by) for by in dict.fromkeys(self.profiles["by"])]
+        return [*self.association_sheets(), *profiles, self.selective_sheet()]
+
+    def association_sheets(self) -> list[Sheet]:
+        """Rank correlations within and across questions."""
+        heads = (*_PAIR, *(Head(short, spare=name in _SPARE) for name, short in _SHORT.items()))
+        drawn = "Alignment is estimated from few rollouts a node, which draws every correlation with it toward 0."
+        said = (Remark(_STARRED, "note"), Remark(drawn, "note"))
+        return [
+            Sheet(
+                f"Rank correlation of alignment, {words}",
+                heads,
+                _crossed(self.associations, "quantity", tuple(_SHORT), name),
+                below,
+            )
+            for name, words, below in (("within", "within questions", ()), ("across", "of questions' means", said))
+        ]
+
+    def profile_sheet(self, by: str) -> Sheet:
+        """Mean cosines by depth, window, difficulty or pass_rate."""
+        frame = self.profiles[self.profiles["by"] == by]
+        names = list(dict.fromkeys(frame.loc[frame["nodes"] > 0, "group"]))
+        heads = (*_PAIR, *(Head(str(name)) for name in names))
+        return Sheet(f"Mean cosine by {PROFILES[by]}", heads, _crossed(frame, "group", names, "mean_cosine"))
+
+    def selective_sheet(self) -> Sheet:
+        """What keeping only the tokens with <g, d> above 0 would keep."""
+        rows = [
+            (row["teacher"], row["objective"], f"{percent(row['kept'])} {interval(row['kept_low'], row['kept_high'], percent)}",
+             number(row["drive"] * 1e3, "+.3g"), number(row["drive_kept"] * 1e3, "+.3g"), percent(row["by_chance"]),
+             number(row["gain_ratio"], ".2f"))
+            for row in self.selective.to_dict("records")
+        ]  # fmt: skip
+        heads = (*_PAIR, Head("kept [95%]", strong=True), Head("drive ·10³"), Head("kept ·10³"), Head("chance"),
+                 Head("gain ratio", spare=True))  # fmt: skip
+        title = "If only tokens pushed toward success were kept"
+        return Sheet(title, heads, tuple(rows), (Remark(_ORACLE, "note"),))
 
 
 def alignment_findings(run: Run, support: str = "visited", draws: int = 1000, seed: int = 0) -> AlignmentFindings:
@@ -168,6 +203,10 @@ def _selective(rows: pd.DataFrame, counts: np.ndarray) -> dict:
 
 
 _PAIR = (Head("teacher", number=False), Head("objective", number=False))
+_ORACLE = (
+    "Kept: the share of tokens with <g, d> above 0, and the drive of these alone. An oracle analysis: training does not know which they "
+    "are, and choosing by noisy numbers flatters them. Chance: how much of that drive noise alone would give."
+)
 _STARRED = "* its 95% interval over questions lies on one side of 0; the intervals stand in the whole table."
 
 
@@ -185,44 +224,3 @@ def _crossed(frame: pd.DataFrame, column: str, names: Sequence[str], value: str)
         by_name = {row[column]: row for row in rows.to_dict("records")}
         found.append((*key, *(_cell(by_name[name], value) if name in by_name else "-" for name in names)))
     return tuple(found)
-
-
-def _association_sheets(frame: pd.DataFrame) -> list[Sheet]:
-    heads = (*_PAIR, *(Head(short, spare=name in _SPARE) for name, short in _SHORT.items()))
-    drawn = "Alignment is estimated from few rollouts a node, which draws every correlation with it toward 0."
-    said = (Remark(_STARRED, "note"), Remark(drawn, "note"))
-    return [
-        Sheet(f"Rank correlation of alignment, {words}", heads, _crossed(frame, "quantity", tuple(_SHORT), name), remarks)
-        for name, words, remarks in (("within", "within questions", ()), ("across", "of questions' means", said))
-    ]
-
-
-def _profile_sheet(by: str, frame: pd.DataFrame) -> Sheet:
-    names = list(dict.fromkeys(frame.loc[frame["nodes"] > 0, "group"]))
-    words = {"depth": "normalised depth", "window": "depth in tokens", "difficulty": "difficulty", "pass_rate": "pass rate"}[by]
-    heads = (*_PAIR, *(Head(str(name)) for name in names))
-    return Sheet(f"Mean cosine by {words}", heads, _crossed(frame, "group", names, "mean_cosine"))
-
-
-def _selective_sheet(frame: pd.DataFrame) -> Sheet:
-    rows = [
-        (row["teacher"], row["objective"], f"{percent(row['kept'])} {interval(row['kept_low'], row['kept_high'], percent)}",
-         number(row["drive"] * 1e3, "+.3g"), number(row["drive_kept"] * 1e3, "+.3g"), percent(row["by_chance"]),
-         number(row["gain_ratio"], ".2f"))
-        for row in frame.to_dict("records")
-    ]  # fmt: skip
-    heads = (
-        *_PAIR,
-        Head("kept [95%]", strong=True),
-        Head("drive ·10³"),
-        Head("kept ·10³"),
-        Head("chance"),
-        Head("gain ratio", spare=True),
-    )
-    said = (
-        "Kept: the share of tokens with <g, d> above 0, and the drive of these alone. An oracle analysis: training does not know which "
-        "they are, and choosing by noisy numbers flatters them. Chance: how much of that drive noise alone would give.",
-    )
-    return Sheet(
-        "If only tokens pushed toward success were kept", heads, tuple(rows), tuple(Remark(text, "note") for text in said)
-    )

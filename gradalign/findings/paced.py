@@ -83,8 +83,8 @@ def paced_diagnostics(run: Run, bins: int = 6, draws: int = 300, seed: int = 0) 
             whole = clarity_curve(among_QQ, pass_rate, edges)
             drawn = [clarity_curve(among_QQ, pass_rate, edges, count) for count in counts]
             low, high = percentile_interval(np.stack([curve.ratio_B for curve in drawn]), len(pass_rate))
-            exponents = np.array([fit_exponents(curve) for curve in drawn])
-            alpha, beta = fit_exponents(whole)
+            exponents = fit_exponents(drawn)
+            alpha, beta = fit_exponents([whole])[0]
             below, above = percentile_interval(exponents, len(pass_rate))
             named = {"teacher": teacher, "objective": objective, "space": space}
             curves.append(pd.DataFrame({

@@ -29,6 +29,12 @@ class Standing:
     d_norm2_MQ: Float[np.ndarray, "M Q"]
     advantage_MQ: Float[np.ndarray, "M Q"]
 
+    def on(self, questions: Sequence[str]) -> "Standing":
+        """The same on some of the questions."""
+        at = [self.questions.index(question) for question in questions]
+        arrays = (self.length_MQ, self.dot_MQ, self.noise_MQ, self.d_norm2_MQ, self.advantage_MQ)
+        return Standing(self.keys, tuple(questions), *(array[:, at] for array in arrays))
+
     def score(self, by: str) -> Float[np.ndarray, " M"]:
         """The scores by `drive`, `gain` or `teacher_advantage`."""
         numerator, power, denominator = self._parts(by)

@@ -1,0 +1,156 @@
+"""Token data for the report's explorer: a packet for each question, compressed, as many as the page may hold.
+
+A packet has the question's prompts, some of its rollouts, and at their nodes all that `findings.tokens` knows. Numbers have five
+significant digits.
+"""
+
+# pandas types its results too widely for these rules.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+import base64
+import gzip
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradalign.findings.tokens import QUANTITIES, QuestionTokens, TokenRollout, pairs_of, question_tokens
+from gradalign.store import Run
+from gradalign.types import REWARDS
+
+_MOST_ROLLOUTS = 8
+_TEACHER = ("reverse_kl", "forward_kl", "advantage")
+_PAIR = ("alignment", "dot", "dot_se")
+_NODE = ("depth", "visits", "student_entropy", "value", "g_norm2")
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """What the page needs: `index` as JSON-ready values and a base64 packet for each question in it; of how many questions these are."""
+
+    index: dict[str, Any]
+    packets: tuple[str, ...]
+    questions: int
+    whole: bool
+
+
+def pack_tokens(run: Run, most_questions: int = 200, most_bytes: int = 5_500_000) -> Explorer:
+    """Pack up to `most_questions` questions, in the run's random order, into at most about `most_bytes` of text.
+
+    Where rollouts have to be left out, those that pass the most scored nodes stay, right and wrong ones in turn.
+    """
+    scored = run.frame("questions", ["question", "difficulty", "pass_rate", "scored_nodes"])
+    ids = scored.loc[scored["scored_nodes"] > 0, "question"].tolist()
+    chosen, pairs = ids[:most_questions], pairs_of(run)
+    teachers = [teacher for teacher in run.identity["teachers"] if any(t == teacher for t, _ in pairs)]
+    share, packets, listed, whole = most_bytes // max(len(chosen), 1), [], [], True
+    for first in range(0, len(chosen), 50):
+        for view in question_tokens(run, chosen[first : first + 50]):
+            packet, shown = _packet(view, teachers, pairs, share)
+            if sum(map(len, packets)) + len(packet) > most_bytes and packets:
+                continue
+            packets.append(packet)
+            whole &= shown == len(view.rollouts)
+            listed.append({
+                "id": view.question["question"], "difficulty": view.question["difficulty"], "pass_rate": _short(view.question["pass_rate"]),
+                "shown": shown, "rollouts": len(view.rollouts),
+            })  # fmt: skip
+    order = sorted(range(len(listed)), key=lambda i: listed[i]["id"])
+    index = {
+        "teachers": teachers,
+        "pairs": pairs,
+        "rewards": REWARDS,
+        "quantities": [vars(quantity) for quantity in QUANTITIES],
+        "questions": [listed[i] for i in order],
+    }
+    return Explorer(index, tuple(packets[i] for i in order), len(ids), whole and len(packets) == len(ids))
+
+
+def _packet(view: QuestionTokens, teachers: Sequence[str], pairs: Sequence[tuple[str, str]], most: int) -> tuple[str, int]:
+    """The question as base64 of compressed JSON, with as many rollouts as fit, at least one; and how many these are."""
+    order = _worth_showing(view)
+    count = min(len(order), _MOST_ROLLOUTS)
+    while True:
+        content = json.dumps(_content(view, order[:count], teachers, pairs), separators=(",", ":"), ensure_ascii=False)
+        packet = base64.b64encode(gzip.compress(content.encode("utf-8", "replace"), 9, mtime=0)).decode("ascii")
+        if len(packet) <= most or count == 1:
+            return packet, count
+        count = max(1, min(count - 1, int(count * most / len(packet))))
+
+
+def _worth_showing(view: QuestionTokens) -> list[TokenRollout]:
+    """Rollouts that pass the most scored nodes first, wrong and right ones in turn."""
+    scored = view.nodes["scored"]
+    order = sorted(view.rollouts, key=lambda r: (-np.count_nonzero(scored.reindex(r.nodes)), r.number))
+    wrong, right = ([r for r in order if (r.reward == 1) == kind] for kind in (False, True))
+    found = []
+    while wrong or right:
+        found += [kind.pop(0) for kind in (wrong, right) if kind]
+    return found
+
+
+def _content(
+    view: QuestionTokens, rollouts: Sequence[TokenRollout], teachers: Sequence[str], pairs: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    nodes = np.unique(np.concatenate([rollout.nodes for rollout in rollouts]))
+    place = {int(node): i for i, node in enumerate(nodes)}
+    at = view.nodes.reindex(nodes)
+    return {
+        "prompt": view.question["prompt"],
+        "answer": view.question["answer"],
+        "messages": [view.messages.get(teacher) for teacher in teachers],
+        "rollouts": [
+            {"number": r.number, "reward": r.reward, "outcome": r.outcome, "stop": r.stop, "answer": r.read_answer,
+             "pieces": list(r.pieces), "tokens": r.tokens.tolist(), "nodes": [place[int(node)] for node in r.nodes]}
+            for r in sorted(rollouts, key=lambda r: r.number)
+        ],
+        "nodes": {"node": nodes.tolist(), "informative": [None if pd.isna(v) else bool(v) for v in at["informative"]],
+                  **{name: _column(at[name]) for name in _NODE}},
+        "teachers": [{name: _column(rows[name]) for name in _TEACHER} for rows in _by(view.teachers, nodes, [(t,) for t in teachers])],
+        "pairs": [{name: _column(rows[name]) for name in _PAIR} for rows in _by(view.pairs, nodes, pairs)],
+        "tried": _tried(view, nodes, teachers, pairs),
+    }  # fmt: skip
+
+
+def _by(frame: pd.DataFrame, nodes: np.ndarray, keys: Iterable[tuple[str, ...]]) -> list[pd.DataFrame]:
+    """The rows of each key, in the order of the nodes, missing where there are none."""
+    return [
+        frame.reindex(pd.MultiIndex.from_tuples([(int(node), *key) for node in nodes], names=frame.index.names)) for key in keys
+    ]
+
+
+def _tried(
+    view: QuestionTokens, nodes: np.ndarray, teachers: Sequence[str], pairs: Sequence[tuple[str, str]]
+) -> dict[int, dict[str, Any]]:
+    """By place of the node: the tokens tried there, likeliest first, with tau of every teacher and d of every pair."""
+    known = {*view.branches.index.get_level_values(0)}
+    told = {key: rows.set_index("token") for key, rows in view.directions.groupby(level=[0, 1, 2])}
+    found = {}
+    for i, node in enumerate(nodes):
+        if int(node) not in known:
+            continue
+        rows = view.branches.loc[[int(node)]].droplevel(0).sort_values("student_prob", ascending=False)
+        tau, d = {}, []
+        for teacher, objective in pairs:
+            own = told.get((int(node), teacher, objective))
+            d.append([None] * len(rows) if own is None else _column(own["direction"].reindex(rows.index)))
+            if own is not None:
+                tau[teacher] = _column(own["teacher_prob"].reindex(rows.index))
+        found[i] = {
+            "token": rows.index.tolist(), "text": rows["token_text"].tolist(), "n": rows["n"].tolist(),
+            "pi": _column(rows["student_prob"]), "success": _column(rows["success"]), "lower": _column(rows["lower"]),
+            "upper": _column(rows["upper"]), "g": _column(rows["ideal"]),
+            "tau": [tau.get(teacher, [None] * len(rows)) for teacher in teachers], "d": d,
+        }  # fmt: skip
+    return found
+
+
+def _column(values: pd.Series) -> list[float | None]:
+    return [_short(value) for value in values.to_numpy(dtype=np.float64)]
+
+
+def _short(value: float) -> float | None:
+    return None if np.isnan(value) else float(f"{value:.5g}")

@@ -1,0 +1,106 @@
+"""One self-contained HTML file: sections, style and script filled into a template, everything from models and files escaped."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from gradalign.configurations import Configuration
+from gradalign.findings import CAVEAT
+from gradalign.report.explorer import Explorer, pack_tokens
+from gradalign.report.sections import make_sections
+from gradalign.store import Run
+from gradalign.types import GradalignError
+from gradalign.visible import visible
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the page was written, its size in bytes, and of how many questions it has tokens."""
+
+    path: Path
+    size: int
+    questions: int
+    token_questions: int
+
+
+def write_report(
+    run: Run,
+    path: str | Path | None = None,
+    compare: Run | None = None,
+    configurations: Sequence[Configuration] = (),
+    token_questions: int = 200,
+    draws: int = 1000,
+    seed: int = 0,
+    stage: Callable[[str], None] = lambda what: None,
+) -> Report:
+    """Write one self-contained HTML file about a run [RUN/report.html], beside another run if `compare` is given.
+
+    `configurations` are ranked too. Tokens of at most `token_questions` questions are put in. `stage` is told what is being done.
+    """
+    target = run.path / "report.html" if path is None else Path(path)
+    stage("findings")
+    summary, sections = make_sections(run, compare, configurations, draws, seed)
+    stage("tokens")
+    explorer = pack_tokens(run, token_questions)
+    questions = len(run.frame("questions", ["question"]))
+    stage("page")
+    text = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            identity=run.identity,
+            versions=run.description["provenance"].get("versions", {}),
+            notices=run.description["provenance"].get("notices", []),
+            summary=summary,
+            sections=sections,
+            packets=explorer.packets,
+            shown=_shown(explorer, questions),
+            index=_for_script(explorer.index),
+            questions=questions,
+            caveat=CAVEAT,
+        )
+    )
+    content = text.encode("utf-8", "replace")
+    try:
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_bytes(content)
+        os.replace(partial, target)
+    except OSError as fault:
+        raise GradalignError(f"cannot write {target}: {fault.strerror or fault}; choose another --out") from fault
+    return Report(target, len(content), questions, len(explorer.packets))
+
+
+def _shown(explorer: Explorer, questions: int) -> str:
+    """How much of the run the explorer holds."""
+    held = len(explorer.packets)
+    if not held:
+        return "No question of this run has scored tokens."
+    if explorer.whole and held == questions:
+        return f"All {questions:,} questions and all their rollouts are here."
+    part = f"Tokens of {held:,} of {questions:,} questions are here" + (
+        ", taken at random" if held < explorer.questions else ""
+    )
+    return f"{part}; of each the rollouts that pass the most scored tokens, right and wrong ones in turn. `gradalign show` has every one."
+
+
+def _environment() -> Environment:
+    environment = Environment(loader=FunctionLoader(_resource), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["visible"] = lambda text: visible(str(text))
+    environment.globals["resource"] = _resource
+    return environment
+
+
+def _resource(name: str) -> str:
+    return (resources.files("gradalign.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _for_script(value: Any) -> str:
+    """JSON that cannot end the script element that it stands in."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,208 @@
+"""The sections of the report, each from one finding; where a run cannot give a finding, its section says why."""
+
+# pandas types its results too widely for these rules.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportCallIssue=false
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from gradalign.configurations import Configuration
+from gradalign.findings import (
+    AlignmentFindings,
+    ContextScreening,
+    PacedDiagnostics,
+    PathComparison,
+    Ranking,
+    alignment_findings,
+    compare_paths,
+    compare_runs,
+    paced_diagnostics,
+    rank,
+    rank_configurations,
+    screen_contexts,
+)
+from gradalign.findings.overview import PROFILES
+from gradalign.findings.rows import node_rows
+from gradalign.findings.wording import SCORE_HEADS, SCORE_SCALE
+from gradalign.report import figures
+from gradalign.report.summary import summarise
+from gradalign.sheets import Head, Remark, Sheet, Shown
+from gradalign.store import Run
+from gradalign.types import GradalignError
+
+_POINTS = 3000  # of the scatter
+_F = TypeVar("_F", bound=Shown)
+Picture = tuple[str, str]  # SVG, and what it shows
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: what it asks in a sentence, figures, tables, and remarks."""
+
+    id: str
+    title: str
+    lead: str
+    figures: tuple[Picture, ...] = ()
+    sheets: tuple[Sheet, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What every section may look at: the run, the objective that is drawn where one has to be chosen, and a seed."""
+
+    run: Run
+    objective: str
+    seed: int
+
+
+def make_sections(
+    run: Run, compare: Run | None, configurations: Sequence[Configuration], draws: int, seed: int
+) -> tuple[list[Remark], list[Section]]:
+    """The summary in words and every section, in the order of the page."""
+    ranking, paths, screening = (
+        _or_reason(lambda: rank(run, draws=draws, seed=seed)),
+        _or_reason(lambda: compare_paths(run, draws=draws, seed=seed)),
+        _or_reason(lambda: screen_contexts(run, draws=draws, seed=seed)),
+    )
+    aligned = _or_reason(lambda: alignment_findings(run, draws=draws, seed=seed))
+    paced = _or_reason(lambda: paced_diagnostics(run, draws=min(draws, 300), seed=seed))
+    first = run.identity["objectives"][0] if isinstance(ranking, str) else str(ranking.frame["objective"].iloc[0])
+    page = _Page(run, first, seed)
+    sections = [_section("ranking", "Which teacher and objective would a training step do best with?", ranking, page)]
+    if configurations:
+        configured = _or_reason(lambda: rank_configurations(run, configurations, draws=draws, seed=seed))
+        sections.append(
+            _section("configurations", "The training configurations that were given, on the same rows.", configured, page)
+        )
+    if compare is not None:
+        compared = _or_reason(lambda: compare_runs(run, compare, draws, seed))
+        sections.append(_section("compare", "The same teachers and objectives in another run.", compared, page))
+    sections += [
+        _section("paths", "Where rollouts go wrong, does the teacher push harder toward success?", paths, page),
+        _section("depth", "How does alignment change along a rollout?", aligned, page),
+        _section("divergence", "Does the distance between teacher and student foretell alignment?", aligned, page),
+        _section("difficulty", "Are hard questions aligned otherwise than easy ones?", aligned, page),
+        _section("paced", "How clear is the gradient at each pass rate, and which question weights follow?", paced, page),
+        _section("contexts", "What does each context do to the student's own answers?", screening, page),
+        Section("skipped", _TITLES["skipped"], "Unknown is not zero.", (), (_skipped(run),)),
+    ]
+    told = (None if isinstance(finding, str) else finding for finding in (ranking, paths, screening))
+    return summarise(*told), sections
+
+
+def _or_reason(finding: Callable[[], _F]) -> _F | str:
+    """The finding, or why the run cannot give it."""
+    try:
+        return finding()
+    except GradalignError as fault:
+        return str(fault)
+
+
+def _section(id: str, lead: str, finding: Shown | str, page: _Page) -> Section:
+    if isinstance(finding, str):
+        return Section(id, _TITLES[id], lead, remarks=(Remark(f"Not available for this run: {finding}.", "warning"),))
+    drawn, sheets = _CONTENTS.get(id, _plain)(finding, page)
+    return Section(id, _TITLES[id], lead, tuple(drawn), tuple(sheets))
+
+
+_TITLES = {
+    "ranking": "Ranking",
+    "configurations": "Training configurations",
+    "compare": "Two runs",
+    "paths": "Correct and incorrect paths",
+    "depth": "Depth",
+    "divergence": "Divergence",
+    "difficulty": "Difficulty",
+    "paced": "Pass rates",
+    "contexts": "Contexts",
+    "skipped": "What was left out",
+}
+_Content = tuple[Sequence[Picture], Sequence[Sheet]]
+
+
+def _plain(found: Shown, page: _Page) -> _Content:
+    return (), found.sheets()
+
+
+def _ranking(found: Ranking, page: _Page) -> _Content:
+    frame = found.frame.copy()
+    names = [f"{row['teacher']}, {row['objective']}" for row in frame.to_dict("records")]
+    scores = [name for name in ("transfer_drive", "drive", "gain") if frame[name].notna().any()]
+    for name in scores:
+        frame[[name, f"{name}_low", f"{name}_high"]] *= SCORE_SCALE.get(name, 1.0)
+    drawn = figures.ranking_figure(frame, [(name, SCORE_HEADS[name]) for name in scores], names)
+    return [(drawn, "Scores with 95% intervals over questions, best first")], found.sheets()
+
+
+def _paths(found: PathComparison, page: _Page) -> _Content:
+    return [(figures.paths_figure(found.frame), "Mean cosine on both kinds of path, and the paired difference")], found.sheets()
+
+
+def _depth(found: AlignmentFindings, page: _Page) -> _Content:
+    return [_profile(found, by, page) for by in ("window", "depth")], [found.profile_sheet(by) for by in ("window", "depth")]
+
+
+def _difficulty(found: AlignmentFindings, page: _Page) -> _Content:
+    known = [by for by in ("difficulty", "pass_rate") if (found.profiles["by"] == by).any()]
+    return [_profile(found, by, page) for by in known[:1]], [found.profile_sheet(by) for by in known]
+
+
+def _profile(found: AlignmentFindings, by: str, page: _Page) -> Picture:
+    rows = found.profiles[(found.profiles["by"] == by) & (found.profiles["objective"] == page.objective)]
+    return figures.profile_figure(rows, PROFILES[by], by), f"Mean cosine by {PROFILES[by]}, {page.objective}"
+
+
+def _divergence(found: AlignmentFindings, page: _Page) -> _Content:
+    rows = node_rows(page.run, "visited")
+    known = rows["informative"].astype(bool) & rows["cos"].notna() & rows["reverse_kl"].notna()
+    rows = rows[known & (rows["objective"] == page.objective)]
+    if len(rows) > _POINTS:
+        rows = rows.iloc[np.sort(np.random.default_rng(page.seed).choice(len(rows), _POINTS, replace=False))]
+    drawn = figures.scatter_figure(rows, "reverse_kl", "KL(student || teacher), nats")
+    return [(drawn, f"{len(rows):,} informative nodes under {page.objective}")], [
+        *found.association_sheets(),
+        found.selective_sheet(),
+    ]
+
+
+def _paced(found: PacedDiagnostics, page: _Page) -> _Content:
+    first = found.curve.iloc[0][["teacher", "objective", "space"]]
+    curve = found.curve.loc[(found.curve[["teacher", "objective", "space"]] == first).all(axis=1)]
+    what = f"Signal to noise of the questions' steps over their pass rate, {first['teacher']}, {first['objective']}"
+    return [(figures.clarity_figure(curve), what)], found.sheets()
+
+
+def _contexts(found: ContextScreening, page: _Page) -> _Content:
+    sampled = found.frame["accuracy"].notna().sum() > 1  # the student alone is always known
+    drawn = (
+        [(figures.accuracy_figure(found.by_difficulty), "Accuracy of rollouts under each context, by difficulty")]
+        if sampled
+        else []
+    )
+    return drawn, found.sheets() if sampled else found.sheets()[:1]
+
+
+_CONTENTS: dict[str, Callable[[Any, _Page], _Content]] = {
+    "ranking": _ranking,
+    "paths": _paths,
+    "depth": _depth,
+    "divergence": _divergence,
+    "difficulty": _difficulty,
+    "paced": _paced,
+    "contexts": _contexts,
+}
+
+
+def _skipped(run: Run) -> Sheet:
+    rows: pd.DataFrame = run.frame("skipped").fillna({"teacher": "every teacher"})
+    counted = rows.groupby(["teacher", "reason"], sort=True).size()
+    cells = tuple((teacher, reason, f"{count:,}") for (teacher, reason), count in counted.items())
+    if not cells:
+        return Sheet("Nothing was left out")
+    heads = (Head("teacher", number=False), Head("reason", number=False), Head("questions"))
+    return Sheet("Questions left out, by teacher and reason", heads, cells)
