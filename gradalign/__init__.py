@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradalign.api import score
     from gradalign.configurations import Configuration, load_configurations
-    from gradalign.findings import ConfigurationRanking, Ranking, rank, rank_configurations
+    from gradalign.findings import (
+        ConfigurationRanking,
+        Ranking,
+        alignment_findings,
+        compare_paths,
+        compare_runs,
+        rank,
+        rank_configurations,
+        screen_contexts,
+    )
     from gradalign.handover import Export, export_configuration
+    from gradalign.report import write_report
     from gradalign.store import Run, load_run
     from gradalign.types import GradalignError
 
@@ -25,12 +35,17 @@ __all__ = [
     "Ranking",
     "Run",
     "__version__",
+    "alignment_findings",
+    "compare_paths",
+    "compare_runs",
     "export_configuration",
     "load_configurations",
     "load_run",
     "rank",
     "rank_configurations",
     "score",
+    "screen_contexts",
+    "write_report",
 ]
 
 _HOMES = {
@@ -40,12 +55,17 @@ _HOMES = {
     "GradalignError": "gradalign.types",
     "Ranking": "gradalign.findings",
     "Run": "gradalign.store",
+    "alignment_findings": "gradalign.findings",
+    "compare_paths": "gradalign.findings",
+    "compare_runs": "gradalign.findings",
     "export_configuration": "gradalign.handover",
     "load_configurations": "gradalign.configurations",
     "load_run": "gradalign.store",
     "rank": "gradalign.findings",
     "rank_configurations": "gradalign.findings",
     "score": "gradalign.api",
+    "screen_contexts": "gradalign.findings",
+    "write_report": "gradalign.report",
 }
 
 

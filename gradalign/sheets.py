@@ -51,7 +51,8 @@ class Sheet:
         )
         table = f"<table><caption>{_text(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         said = "".join(f'<p class="{remark.kind}">{_text(remark.text)}</p>' for remark in self.remarks)
-        return (f'<div class="scroll">{table}</div>' if self.heads else "") + said
+        region = f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(self.title)}">{table}</div>'
+        return (region if self.heads else "") + said
 
 
 class Shown:

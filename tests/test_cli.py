@@ -26,6 +26,8 @@ def gradalign(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(console.errors, "_width", 200)
 
     def run(*arguments: str) -> tuple[int, str, str]:
+        if arguments[0] == "score" and "--report" not in arguments:
+            arguments = (*arguments, "--no-report")
         monkeypatch.setattr(sys, "argv", ["gradalign", *arguments])
         code = 0
         try:
@@ -367,3 +369,79 @@ def test_a_decision_is_said_and_a_spent_budget_too(gradalign):
     code, out, _ = gradalign("score", *settings, "--precision", "1e-9", "--out", "precise")
     assert code == 0
     assert "The budget was spent before the goal was reached" in out
+
+
+def test_what_a_run_found_is_shown_and_reported(gradalign, tmp_path):
+    code, out, _ = gradalign("score", *TINY, "--report", "--out", "r")
+    assert code == 0
+    assert "The report lies in r/report.html" in out
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    code, out, _ = gradalign("report", "r", "--compare", "r", "--questions", "2", "--out", "mine.html", "--draws", "100")
+    assert code == 0
+    assert "tokens of 2 of 4 questions" in out
+    assert "Two runs" in (tmp_path / "mine.html").read_text()
+    code, out, _ = gradalign("findings", "r", "--draws", "100", "--out", "f.csv")
+    assert code == 0
+    assert "Rank correlation of alignment, within questions" in out
+    assert {*pd.read_csv(tmp_path / "f-profiles.csv").by} == {"depth", "window", "difficulty", "pass_rate"}
+    assert len(pd.read_csv(tmp_path / "f-associations.csv")) == 18
+    assert pd.read_csv(tmp_path / "f-selective.csv").objective.tolist() == ["forward_kl", "reverse_kl"]
+    code, _, err = gradalign("report", "r", "--out", "nowhere/mine.html")
+    assert code == 2
+    assert "cannot write nowhere/mine.html" in err
+
+
+def test_a_question_is_shown_token_by_token(gradalign, tmp_path):
+    assert gradalign("score", *TINY, "--out", "r")[0] == 0
+    run = load_run(tmp_path / "r")
+    scored = run.questions[run.questions.scored_nodes > 0].question.iloc[0]
+    base = run.rollouts[(run.rollouts.purpose == "base") & (run.rollouts.question == scored)].set_index("rollout")
+    code, out, _ = gradalign("show", "r", "--question", scored, "--rollout", "1", "--quantity", "alignment")
+    assert code == 0
+    assert base.text[1].strip() in out
+    assert "cosine of ideal and distillation direction" in out
+    node = run.branches[run.branches.question == scored].node.iloc[0]
+    code, out, _ = gradalign(
+        "show", "r", "--question", scored, "--rollout", "1", "--position", "0", "--objective", "forward_kl"
+    )
+    assert code == 0
+    assert "position 0, node 0" in out
+    assert node >= 0
+    for arguments, says in (
+        (["--question", "nope"], "has no question 'nope'"),
+        (["--question", scored, "--rollout", "9"], "has no rollout 9; choose 0 to 3"),
+        (["--question", scored, "--quantity", "luck"], "no quantity 'luck'; choose from dot"),
+        (["--question", scored, "--teacher", "ctx:none"], "has no ctx:none"),
+        (["--question", scored, "--rollout", "1", "--position", "999"], "has no position 999"),
+    ):
+        code, _, err = gradalign("show", "r", *arguments)
+        assert code == 2
+        assert says in err
+
+
+def test_contexts_are_screened_and_written(gradalign, tmp_path):
+    arguments = ["--limit", "5", "--rollouts", "4", "--budget", "8", "--teacher-rollouts", "2", "--demonstrations", "2"]
+    code, out, _ = gradalign(
+        "contexts", *arguments, "--teacher", "ctx:reference", "--teacher", "ctx:answer", "--out", "r", "--table", "t.csv"
+    )
+    assert code == 0
+    assert "Contexts to train under with reverse_kl, 5 questions" in out
+    assert "Recommended:" in out
+    assert "by difficulty" in out
+    assert pd.read_csv(tmp_path / "t.csv").teacher.tolist()[-1] == "the student alone"
+    assert "pyarrow" not in out
+
+
+def test_hostile_text_of_a_run_is_shown_as_text(gradalign, tabular, tmp_path):
+    from hostile import QUESTION, hostile_run, is_clean
+
+    hostile_run(tabular, tmp_path / "r")
+    for command in (["rank", "r"], ["paths", "r"], ["findings", "r"], ["show", "r", "--question", QUESTION, "--rollout", "0"]):
+        code, out, _ = gradalign(*command)
+        assert code == 0
+        assert is_clean(out), command
+    assert "<script>" in out
+    code, _, err = gradalign("show", "r", "--question", "\x1b[31m\u202e")
+    assert code == 2
+    assert is_clean(err)

@@ -6,11 +6,10 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from gradalign import __version__
 from gradalign.types import GradalignError
-from gradalign_cli.console import Interrupted, errors
+from gradalign_cli.console import Interrupted, errors, safe
 from gradalign_cli.contexts import contexts
 from gradalign_cli.doctor import doctor
 from gradalign_cli.export import export
@@ -19,6 +18,7 @@ from gradalign_cli.paced import paced
 from gradalign_cli.paths import paths
 from gradalign_cli.pbsd import pbsd
 from gradalign_cli.rank import rank
+from gradalign_cli.report import report
 from gradalign_cli.score import score
 from gradalign_cli.show import show
 
@@ -37,6 +37,7 @@ app.command()(findings)
 app.command()(contexts)
 app.command()(pbsd)
 app.command()(paced)
+app.command()(report)
 app.command()(show)
 app.command()(export)
 app.command()(doctor)
@@ -63,11 +64,11 @@ def main() -> None:
     except GradalignError as error:
         if debug:
             raise
-        errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {safe(' '.join(str(error).split()))}", soft_wrap=True)
         sys.exit(2)
     except Interrupted:
         command = shlex.join(["gradalign", *arguments])
-        errors.print(f"\ninterrupted; nothing finished is lost. To go on: [bold]{escape(command)}[/]", soft_wrap=True)
+        errors.print(f"\ninterrupted; nothing finished is lost. To go on: [bold]{safe(command)}[/]", soft_wrap=True)
         sys.exit(130)
 
 

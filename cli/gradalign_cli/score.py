@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradalign.types import GradalignError
 from gradalign_cli.console import errors, output, safe
 from gradalign_cli.progress import ProgressDisplay
+
+if TYPE_CHECKING:
+    from gradalign.configurations import Configuration
+    from gradalign.store import Run
 
 _EXAMPLES = """
 Score teachers and objectives for a student, and rank them.
@@ -99,6 +103,7 @@ def score(
     temperature: Annotated[float, typer.Option(help="Divides the logits of student, sampler and teacher.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal rows.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder [default: runs/ and a name made of the settings].")] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write RUN/report.html when the run is done.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16, float16.")
@@ -140,6 +145,7 @@ def score(
         execution = Execution(device, batch_size)
         forecast = run_forecast(config, execution, progress, effort=effort) if dry_run else None
         run = None if dry_run else run_score(config, folder, execution, progress, effort=effort)
+        page = _write_report(run, configurations, progress) if report and run is not None and node_selection != "top" else None
     if forecast is not None:
         print_forecast(forecast)
     if run is None:
@@ -152,13 +158,24 @@ def score(
         return
     print_sheets((rank_configurations(run, configurations) if configurations else rank(run)).sheets())
     _print_outcome(run.outcome)
-    output.print(
-        f"The run lies in [bold]{safe(str(folder))}[/]; rank it again with `gradalign rank {safe(str(folder))}`.",
-        soft_wrap=True,
-    )
+    place = safe(str(folder))
+    output.print(f"The run lies in [bold]{place}[/]; rank it again with `gradalign rank {place}`.", soft_wrap=True)
+    if page is not None:
+        output.print(page, soft_wrap=True)
 
 
 score.__doc__ = _EXAMPLES
+
+
+def _write_report(run: "Run", configurations: "Sequence[Configuration]", progress: ProgressDisplay) -> str:
+    """Write the report of a run that is done; where it lies, or why it could not be written: the run stands either way."""
+    from gradalign.report import write_report
+
+    try:
+        page = write_report(run, configurations=configurations, stage=lambda what: progress.stage(f"report: {what}")).path
+    except GradalignError as fault:
+        return f"No report was written: {safe(str(fault))}."
+    return f"The report lies in [bold]{safe(str(page))}[/]: open it in a browser."
 
 
 def _wanted(names: Iterable[str | None], given: Sequence[str] | None) -> list[str]:

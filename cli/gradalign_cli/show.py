@@ -160,7 +160,7 @@ def _coloured(rollout: "TokenRollout", values: "np.ndarray", largest: float, sig
     text = Text()
     for piece, value in zip(rollout.pieces, values, strict=True):
         text.append(visible(piece), _shade(float(value), largest, signed))
-    text.append(" ⏹" if rollout.stop == "stop" else " …", "dim")
+    text.append(" ■" if rollout.stop == "stop" else " …", "dim")
     return text
 
 

@@ -15,7 +15,7 @@ from gradalign.configurations import Configuration
 from gradalign.findings.assessed import RANKABLE, Scored
 from gradalign.findings.ground import Ground, assess_ground, ground_of, steps_on
 from gradalign.findings.notes import CAVEAT
-from gradalign.findings.wording import SCORE_HEADS, score_formats, score_interval
+from gradalign.findings.wording import SCORE_HEADS, score_cell, score_formats
 from gradalign.sheets import Head, Remark, Sheet, Shown
 from gradalign.store import Run
 from gradalign.types import GradalignError
@@ -41,7 +41,7 @@ class BreakDown(Shown):
         rows, before = [], None
         for row in self.frame.to_dict("records"):
             group = f"{row['group']} ({row['questions']})" if self.by == "difficulty" else row["group"]
-            cells = [f"{show[name](row[name])} {score_interval(row, name, show[name])}" for name in names]
+            cells = [score_cell(row, name, show[name]) for name in names]
             rows.append((group if row["group"] != before else "", row["configuration"], *cells))
             before = row["group"]
         heads = [Head(f"{SCORE_HEADS[name]} [95%]", spare=name == "drive" != score) for name in names]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from gradalign.findings.ranking import rank
 from gradalign.findings.standing import KEYS, standing_of
-from gradalign.findings.wording import SCORE_HEADS, SCORE_SCALE, score_interval
+from gradalign.findings.wording import SCORE_HEADS, SCORE_SCALE, score_cell
 from gradalign.inference import influence_interval
 from gradalign.sheets import Head, Remark, Sheet, Shown, signed
 from gradalign.store import Run
@@ -46,7 +46,7 @@ class RunComparison(Shown):
         show = {n: signed(np.asarray(self.frame[[n, f"{n}_low", f"{n}_high"]], dtype=np.float64), k) for n, k in scale.items()}
         rows = [
             (row["teacher"], row["objective"],
-             *(f"{show[name](row[name])} {score_interval(row, name, show[name])}" for name in ("one", "other", "difference")))
+             *(score_cell(row, name, show[name]) for name in ("one", "other", "difference")))
             for row in self.frame.to_dict("records")
         ]  # fmt: skip
         label = SCORE_HEADS[self.by]

@@ -50,7 +50,7 @@ class ConfigurationRanking(Shown):
         by, frame = self.by, self.frame
         others = [name for name in ("drive", "gain", "teacher_advantage") if name != by]
         spare = ("P(best)", *(SCORE_HEADS[name] for name in others), "helps", "harms", "teacher tokens")
-        heads = (Head("", number=False), Head("configuration", number=False), Head(SCORE_HEADS[by], strong=True),
+        heads = (Head(""), Head("configuration", number=False), Head(SCORE_HEADS[by], strong=True),
                  Head("95% interval"), Head("less the best"), *(Head(text, spare=True) for text in spare))  # fmt: skip
         show = score_formats(frame, SCORE_HEADS)
         rows = [

@@ -44,7 +44,7 @@ class Ranking(Shown):
         """Best first: scores, the interval of the ordering score, the paired difference to the best, and what it rests on."""
         by, frame = self.by, self.frame
         others = [name for name in SCORE_HEADS if name != by]
-        heads = [Head("", number=False), Head("teacher", number=False), Head("objective", number=False),
+        heads = [Head(""), Head("teacher", number=False), Head("objective", number=False),
                  Head(SCORE_HEADS[by], strong=True), Head("95% interval"), Head("less the best"), Head("P(best)", spare=True),
                  *(Head(SCORE_HEADS[name], spare=True) for name in others)]  # fmt: skip
         show = score_formats(frame, SCORE_HEADS)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from gradalign.findings.accuracy import Accuracy, accuracy_of_teachers
 from gradalign.findings.notes import disagreements, outcome_notes
 from gradalign.findings.ranking import Ranking, rank
-from gradalign.findings.wording import SCORE_HEADS, remarks, score_formats, score_interval
+from gradalign.findings.wording import SCORE_HEADS, remarks, score_cell, score_formats
 from gradalign.inference import bootstrap_counts, influence_interval, percentile_interval
 from gradalign.sheets import Head, Remark, Sheet, Shown, interval, number, percent
 from gradalign.store import Run
@@ -60,11 +60,12 @@ class ContextScreening(Shown):
         others = [name for name in ("drive", "gain", "mean_cosine") if name != score]
         heads = (
             Head("teacher", number=False), Head("accuracy [95%]"), Head(f"{SCORE_HEADS[score]} [95%]", strong=True), Head("built"),
-            Head("tokens"), Head("copied"), Head("above alone", spare=True), *(Head(SCORE_HEADS[name], spare=True) for name in others),
+            Head("tokens"), Head("copied"), Head("points above alone", spare=True),
+            *(Head(SCORE_HEADS[name], spare=True) for name in others),
         )  # fmt: skip
         show = score_formats(frame, (score, *others))
         rows = [
-            (row["teacher"], _with_interval(row, "accuracy"), f"{show[score](row[score])} {score_interval(row, score, show[score])}",
+            (row["teacher"], _with_interval(row, "accuracy"), score_cell(row, score, show[score]),
              percent(row["built"]), number(row["context_tokens"], ",.0f"), percent(row["copied"]), _signed(row["lift"]),
              *(show[name](row[name]) for name in others))
             for row in frame.to_dict("records")
@@ -232,7 +233,7 @@ def _recommend(frame: pd.DataFrame, by: str, suspects: set[str], alone: float) -
     best = sound.iloc[0].to_dict()
     show = score_formats(frame, (by,))[by]
     what = "others" if by == "transfer_drive" else "the same questions"
-    value = f"{SCORE_HEADS[by]} {show(best[by])} {score_interval(best, by, show)}"
+    value = f"{SCORE_HEADS[by]} {score_cell(best, by, show)}"
     reasons = [f"a step on some questions raises success on {what} most under it ({value})"]
     if best["accuracy"] > alone and best["lift_low"] > 0:
         reasons.append(f"with it the student is right {percent(best['accuracy'])} of the time, alone {percent(alone)}")
@@ -256,4 +257,4 @@ def _with_interval(row: dict, name: str) -> str:
 
 
 def _signed(share: float) -> str:
-    return "-" if np.isnan(share) else f"{100 * share:+.0f}%"
+    return number(100 * share, "+.0f")

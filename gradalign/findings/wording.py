@@ -36,6 +36,11 @@ def score_interval(row: dict[str, Any], name: str, show: Callable[[float], str])
     return interval(row[f"{name}_low"], row[f"{name}_high"], show)
 
 
+def score_cell(row: dict[str, Any], name: str, show: Callable[[float], str]) -> str:
+    """A number with its interval; a missing one is a dash."""
+    return "-" if np.isnan(row[name]) else f"{show(row[name])} {score_interval(row, name, show)}"
+
+
 def placed(place: int, tied: bool) -> str:
     """A place in a ranking, marked where it cannot be told from the first."""
     return f"{place}{'=' if tied and place > 1 else ''}"

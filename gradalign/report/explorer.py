@@ -54,10 +54,7 @@ def pack_tokens(run: Run, most_questions: int = 200, most_bytes: int = 5_500_000
                 continue
             packets.append(packet)
             whole &= shown == len(view.rollouts)
-            listed.append({
-                "id": view.question["question"], "difficulty": view.question["difficulty"], "pass_rate": _short(view.question["pass_rate"]),
-                "shown": shown, "rollouts": len(view.rollouts),
-            })  # fmt: skip
+            listed.append(_listed(view, shown))
     order = sorted(range(len(listed)), key=lambda i: listed[i]["id"])
     index = {
         "teachers": teachers,
@@ -69,12 +66,24 @@ def pack_tokens(run: Run, most_questions: int = 200, most_bytes: int = 5_500_000
     return Explorer(index, tuple(packets[i] for i in order), len(ids), whole and len(packets) == len(ids))
 
 
+def _listed(view: QuestionTokens, shown: int) -> dict[str, Any]:
+    """What the list of questions says of one."""
+    question = view.question
+    difficulty = None if pd.isna(question["difficulty"]) else str(question["difficulty"])
+    return {
+        "id": question["question"], "difficulty": difficulty, "pass_rate": _short(question["pass_rate"]), "shown": shown,
+        "rollouts": len(view.rollouts),
+    }  # fmt: skip
+
+
 def _packet(view: QuestionTokens, teachers: Sequence[str], pairs: Sequence[tuple[str, str]], most: int) -> tuple[str, int]:
     """The question as base64 of compressed JSON, with as many rollouts as fit, at least one; and how many these are."""
     order = _worth_showing(view)
     count = min(len(order), _MOST_ROLLOUTS)
     while True:
-        content = json.dumps(_content(view, order[:count], teachers, pairs), separators=(",", ":"), ensure_ascii=False)
+        content = json.dumps(
+            _content(view, order[:count], teachers, pairs), separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
         packet = base64.b64encode(gzip.compress(content.encode("utf-8", "replace"), 9, mtime=0)).decode("ascii")
         if len(packet) <= most or count == 1:
             return packet, count

@@ -98,6 +98,7 @@ def scatter_figure(frame: pd.DataFrame, quantity: str, label: str) -> str:
                 label=_short(teacher),
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
         axes.set_xlabel(label)
         axes.set_ylabel("alignment")
         axes.axhline(0, color=_INK, linewidth=0.8)

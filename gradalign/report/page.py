@@ -102,5 +102,5 @@ def _resource(name: str) -> str:
 
 def _for_script(value: Any) -> str:
     """JSON that cannot end the script element that it stands in."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

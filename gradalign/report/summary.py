@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 
 from gradalign.findings import ContextScreening, PathComparison, Ranking
-from gradalign.findings.wording import SCORE_HEADS, score_formats, score_interval
+from gradalign.findings.wording import SCORE_HEADS, score_cell, score_formats
 from gradalign.sheets import Remark
 
 _LEVEL = 0.05
@@ -29,16 +29,20 @@ def _of_ranking(ranking: Ranking) -> Iterator[Remark]:
     frame, by = ranking.frame, ranking.by
     show = score_formats(frame, (by,))[by]
     best, worst = frame.iloc[0].to_dict(), frame[frame[by].notna()].iloc[-1].to_dict()
-    what = "raises success on other questions" if by == "transfer_drive" else "raises success where it is taken"
-    value = f"{SCORE_HEADS[by]} {show(best[by])} {score_interval(best, by, show)}"
-    yield Remark(
-        f"Over {ranking.questions} questions, a step of {best['objective']} toward {best['teacher']} {what} most: {value}."
-    )
+    where = "on other questions" if by == "transfer_drive" else "where it is taken"
+    value = f"{SCORE_HEADS[by]} {score_cell(best, by, show)}"
+    step = f"Over {ranking.questions} questions, a step of {best['objective']} toward {best['teacher']}"
+    if best[f"{by}_low"] > 0:
+        yield Remark(f"{step} raises success {where} most: {value}.")
+    elif best[by] > 0:
+        yield Remark(f"{step} does best for success {where}, but not beyond doubt: {value}.")
+    else:
+        yield Remark(f"{step} does best for success {where}, and even that shows no gain: {value}.", "warning")
     ties = int(frame["tied"].sum()) - 1
     if ties:
         yield Remark(f"{ties} of {len(frame) - 1} others cannot be told from it: more questions would tell.", "note")
     if worst[f"{by}_high"] < 0:
-        value = f"{show(worst[by])} {score_interval(worst, by, show)}"
+        value = score_cell(worst, by, show)
         yield Remark(f"A step of {worst['objective']} toward {worst['teacher']} would do harm: {value}.", "warning")
 
 

@@ -12,7 +12,7 @@
   };
   const panes = by("panes"), detail = by("detail"), said = by("said"), messages = by("messages");
   const loaded = new Map();
-  const state = {question: 0, rollout: 0, teacher: "", beside: "", objective: "", quantity: index.quantities[0].name, threshold: 0, at: 0};
+  const state = {question: 0, rollout: 0, teacher: "", beside: "", objective: "", quantity: index.quantities[0].name, threshold: 0, at: null};
   let data = null;
   let turn = 0;
 
@@ -26,7 +26,11 @@
     return element;
   }
   const known = (value) => value !== null && value !== undefined;
-  const number = (value, digits) => (known(value) ? Number(value).toPrecision(digits || 3) : "–");
+  function number(value, digits) {
+    if (!known(value)) return "–";
+    const size = Math.abs(value);
+    return size !== 0 && (size < 1e-3 || size >= 1e5) ? Number(value).toExponential(1) : String(Number(Number(value).toPrecision(digits || 3)));
+  }
   const fixed = (value, digits) => (known(value) ? Number(value).toFixed(digits) : "–");
 
   // Data ------------------------------------------------------------------------------------------------------------------
@@ -96,7 +100,7 @@
       path.pieces.forEach((piece, place) => {
         const value = valueAt(place, teacher, state.quantity);
         const last = place === path.pieces.length - 1 && path.stop === "stop";
-        const shown = piece === "" ? (last ? "⏹" : "·") : piece.replace(/\n/g, "⏎\n");
+        const shown = piece === "" ? (last ? "■" : "·") : piece.replace(/\n/g, "⏎\n");
         const token = make("span", shown, {class: "token", role: "option", tabindex: place === state.at ? "0" : "-1", "data-place": place});
         token.setAttribute("aria-selected", place === state.at ? "true" : "false");
         token.setAttribute("aria-label", `${visible(piece || "no text")}, ${quantity().label} ${number(value)}`);
@@ -144,10 +148,11 @@
     const path = rollout(), node = path.nodes[place];
     detail.replaceChildren();
     const title = make("h3", null);
-    title.append(make("span", path.pieces[place] || (path.stop === "stop" ? "⏹" : "·"), {class: "shown"}));
+    title.append(make("span", path.pieces[place] || (path.stop === "stop" ? "■" : "·"), {class: "shown"}));
     detail.append(title);
-    const list = make("dl");
+    let list = make("dl");
     const say = (name, value) => list.append(make("dt", name), make("dd", value));
+    detail.append(list);
     say("position, node", `${place}, ${data.nodes.node[node]}`);
     say("rollouts here", number(data.nodes.visits[node]));
     say("student's entropy", `${number(data.nodes.student_entropy[node])} nats`);
@@ -155,13 +160,14 @@
     for (const teacher of [state.teacher, state.beside].filter(Boolean)) {
       const rows = data.teachers[teacherPlace(teacher)], pair = data.pairs[pairPlace(teacher)];
       const at = (from, name) => (column(from, name) || [])[node];
-      say(teacher, "");
+      list = make("dl");
+      detail.append(make("h4", teacher), list);
       say("alignment", number(at(pair, "alignment")));
       say("⟨g, d⟩ ± se", `${number(at(pair, "dot"))} ± ${number(at(pair, "dot_se"))}`);
       say("advantage", number(at(rows, "advantage")));
       say("KL π‖τ, τ‖π", `${number(at(rows, "reverse_kl"))}, ${number(at(rows, "forward_kl"))}`);
     }
-    detail.append(list, candidates(node, path.tokens[place]));
+    detail.append(candidates(node, path.tokens[place]));
   }
 
   function candidates(node, taken) {
@@ -183,7 +189,7 @@
       const row = make("tr");
       const cell = (text) => row.append(make("td", text, {class: "number"}));
       row.append(make("td", token === taken ? "→" : ""));
-      row.append(make("td", tried.text[k] === "" ? "⏹" : JSON.stringify(tried.text[k]).slice(1, -1), {class: "shown"}));
+      row.append(make("td", tried.text[k] === "" ? "■" : JSON.stringify(tried.text[k]).slice(1, -1), {class: "shown"}));
       cell(fixed(tried.pi[k], 3));
       shown.forEach((teacher) => cell(fixed((tried.tau[teacherPlace(teacher)] || [])[k], 3)));
       cell(`${fixed(tried.success[k], 2)} [${fixed(tried.lower[k], 2)}, ${fixed(tried.upper[k], 2)}]`);
@@ -193,7 +199,7 @@
       body.append(row);
     });
     table.append(body);
-    const scroll = make("div", null, {class: "scroll"});
+    const scroll = make("div", null, {class: "scroll", tabindex: "0", role: "region", "aria-label": "Tokens tried here"});
     scroll.append(table);
     return scroll;
   }
@@ -224,11 +230,14 @@
     places.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
     jump(places.map(([, place]) => place), "At no known token of this rollout does a step toward the teacher lower success.");
   }
-  function nextDecisive() {
+  function decisive() {
     const places = rollout().nodes.map((node, place) => [data.nodes.informative[node] ? data.nodes.g_norm2[node] : null, place]);
     const told = places.filter(([value]) => known(value) && value > 0);
     told.sort((a, b) => b[0] - a[0] || a[1] - b[1]);
-    jump(told.map(([, place]) => place), "At no token of this rollout is success known to differ between tokens.");
+    return told.map(([, place]) => place);
+  }
+  function nextDecisive() {
+    jump(decisive(), "At no token of this rollout is success known to differ between tokens.");
   }
 
   // State -----------------------------------------------------------------------------------------------------------------
@@ -272,6 +281,7 @@
     fill(pick.objective, objectives.map((o) => [o, o]), state.objective);
     fill(pick.quantity, index.quantities.map((q) => [q.name, q.label]), state.quantity);
     pick.threshold.value = state.threshold;
+    if (state.at === null) state.at = decisive()[0] ?? 0;
     state.at = Math.max(0, Math.min(state.at, rollout().pieces.length - 1));
     drawPanes();
     drawMessages();
@@ -306,11 +316,11 @@
     await show(wanted);
     keepPlace();
   }
-  pick.question.addEventListener("change", () => change({question: Number(pick.question.value), rollout: 0, at: 0}));
-  pick.rollout.addEventListener("change", () => change({rollout: Number(pick.rollout.value), at: 0}));
+  pick.question.addEventListener("change", () => change({question: Number(pick.question.value), rollout: 0, at: null}));
+  pick.rollout.addEventListener("change", () => change({rollout: Number(pick.rollout.value), at: null}));
   for (const name of ["teacher", "beside", "objective", "quantity"]) pick[name].addEventListener("change", () => change({[name]: pick[name].value}));
   pick.threshold.addEventListener("input", () => change({threshold: Number(pick.threshold.value)}));
-  const move = (by) => change({question: (state.question + by + index.questions.length) % index.questions.length, rollout: 0, at: 0});
+  const move = (by) => change({question: (state.question + by + index.questions.length) % index.questions.length, rollout: 0, at: null});
   by("before").addEventListener("click", () => move(-1));
   by("after").addEventListener("click", () => move(1));
   by("worst").addEventListener("click", nextWorst);

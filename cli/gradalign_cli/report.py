@@ -1,0 +1,50 @@
+"""`gradalign report`: one HTML file to read and to share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradalign_cli.console import errors, output, safe
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
+    compare: Annotated[
+        Path | None, typer.Option(help="Another run folder, to show beside this one.", show_default=False)
+    ] = None,
+    configs: Annotated[
+        Path | None,
+        typer.Option(help="Rank training configurations too: a YAML file, or a folder of such files.", show_default=False),
+    ] = None,
+    questions: Annotated[int, typer.Option(help="Put in the tokens of so many questions at most.", min=0, max=5000)] = 200,
+    draws: Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="The file to write [default: RUN/report.html].", show_default=False)] = None,
+) -> None:
+    """Write one self-contained HTML file: findings in words, figures and tables, and every scored token with what was tried there.
+
+    It needs no network and no server, and opens in any current browser. Its address holds the place that is looked at, so that a link
+    opens it there.
+
+    **Examples**
+
+    `gradalign report runs/mine`
+
+    `gradalign report runs/mine --compare runs/other --out mine.html`
+
+    `gradalign report runs/mine --configs configs/`
+    """
+    with errors.status("reading the run") as status:
+        from gradalign.configurations import load_configurations
+        from gradalign.report import write_report
+        from gradalign.store import load_run
+
+        configurations = () if configs is None else load_configurations(configs)
+        other = None if compare is None else load_run(compare)
+        made = write_report(
+            load_run(run), out, other, configurations, questions, draws, seed, lambda what: status.update(f"report: {what}")
+        )
+    if made.token_questions < made.questions:
+        output.print(f"It has the tokens of {made.token_questions:,} of {made.questions:,} questions.", style="dim")
+    output.print(f"The report lies in [bold]{safe(str(made.path))}[/] ({made.size / 1e6:.1f} MB).", soft_wrap=True)
