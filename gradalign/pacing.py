@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+_LEAST = 4  # different questions of a bin
 _STEPS, _ZOOMS = 33, 4  # of the search for exponents
 _MOST = 8.0  # an exponent beyond it weighs next to nothing but one end
 
@@ -31,34 +32,40 @@ class ClarityCurve:
 
 
 def clarity_curve(
+    among_QQ: Float[np.ndarray, "Q Q"], pass_rate_Q: Float[np.ndarray, " Q"], edges: Float[np.ndarray, " E"]
+) -> ClarityCurve:
+    """The curve from inner products of steps, in the E - 1 bins between ascending `edges` (the last one closed)."""
+    return clarity_curves(among_QQ, pass_rate_Q, edges, np.ones((1, len(pass_rate_Q))))[0]
+
+
+def clarity_curves(
     among_QQ: Float[np.ndarray, "Q Q"],
     pass_rate_Q: Float[np.ndarray, " Q"],
     edges: Float[np.ndarray, " E"],
-    count_Q: Float[np.ndarray, " Q"] | None = None,
-) -> ClarityCurve:
-    """The curve from inner products of steps, in the E - 1 bins between ascending `edges` (the last one closed).
-
-    `count_Q` says how often each question stands in a resample (once unless given).
+    count_DQ: Float[np.ndarray, "D Q"],
+) -> list[ClarityCurve]:
+    """The curve of each of D resamples, in which questions stand as often as `count_DQ` says.
 
     A resample's pairs of copies of one question are no pairs of different questions, and left out.
     """
-    count = np.ones(len(pass_rate_Q)) if count_Q is None else count_Q
     bins = len(edges) - 1
     place = np.clip(np.searchsorted(edges, pass_rate_Q, side="right") - 1, 0, bins - 1)
-    own = np.einsum("qq->q", among_QQ)
-    held, rate, ratio = np.zeros(bins), np.full(bins, np.nan), np.full(bins, np.nan)
+    shape = (len(count_DQ), bins)
+    held, rate, ratio = np.zeros(shape), np.full(shape, np.nan), np.full(shape, np.nan)
     for b in range(bins):
-        at = (place == b) & (count > 0)
-        w = count[at]
-        held[b] = w.sum()
-        if at.sum() < 4:
-            continue
-        rate[b] = (w * pass_rate_Q[at]).sum() / w.sum()
-        pairs = w @ among_QQ[np.ix_(at, at)] @ w - (w**2 * own[at]).sum()
-        signal = pairs / (w.sum() ** 2 - (w**2).sum())
-        noise = (w * own[at]).sum() / w.sum() - signal
-        ratio[b] = max(signal, 0.0) / noise if noise > 0 else np.nan
-    return ClarityCurve(edges[:-1], edges[1:], held, rate, ratio)
+        at = np.flatnonzero(place == b)
+        w_DN, among_NN = count_DQ[:, at], among_QQ[np.ix_(at, at)]
+        own_N = np.einsum("nn->n", among_NN)
+        count = w_DN.sum(1)
+        held[:, b] = count
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pairs = ((w_DN @ among_NN) * w_DN).sum(1) - w_DN**2 @ own_N
+            signal = pairs / (count**2 - (w_DN**2).sum(1))
+            noise = w_DN @ own_N / count - signal
+            enough = (w_DN > 0).sum(1) >= _LEAST
+            rate[:, b] = np.where(enough, w_DN @ pass_rate_Q[at] / count, np.nan)
+            ratio[:, b] = np.where(enough & (noise > 0), np.maximum(signal, 0.0) / noise, np.nan)
+    return [ClarityCurve(edges[:-1], edges[1:], held[d], rate[d], ratio[d]) for d in range(len(count_DQ))]
 
 
 def fit_exponents(curves: Sequence[ClarityCurve]) -> Float[np.ndarray, "M 2"]:

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.optimize import minimize
 
-from gradalign.pacing import ClarityCurve, clarity_curve, even_bins, fit_exponents
+from gradalign.pacing import ClarityCurve, clarity_curve, clarity_curves, even_bins, fit_exponents
 
 
 def simulated(rng: np.random.Generator, questions: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ def test_bins_hold_about_equally_many_questions():
 def test_copies_of_a_question_are_no_pairs():
     """Four questions with nothing in common, each twice: no signal."""
     steps = np.eye(4)
-    curve = clarity_curve(steps @ steps.T, np.full(4, 0.5), np.linspace(0, 1, 6), np.full(4, 2.0))
+    curve = clarity_curves(steps @ steps.T, np.full(4, 0.5), np.linspace(0, 1, 6), np.full((1, 4), 2.0))[0]
     assert curve.ratio_B[2] == 0
     assert curve.count_B[2] == 8
     assert np.isnan(curve.ratio_B[[0, 1, 3, 4]]).all()

@@ -23,21 +23,27 @@ if TYPE_CHECKING:
     from gradalign.findings import Standing
 
 
+def plain_bar() -> Progress:
+    """A bar with what is done, the time that passed, and an estimate of what remains; gone when it is done."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=errors,
+        transient=True,
+    )
+
+
 class ProgressDisplay:
     """A bar with elapsed time and an estimate of what remains, under the standing so far (`gradalign.pipeline.Progress`)."""
 
     def __init__(self) -> None:
-        self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("elapsed,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=errors,
-        )
+        self.bar = plain_bar()
         self.task = self.bar.add_task("starting", total=None)
         self.table: RenderableType | None = None
         self.live = Live(get_renderable=self._render, console=errors, refresh_per_second=8, transient=True)

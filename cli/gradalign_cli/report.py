@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gradalign_cli.console import errors, output, safe
+from gradalign_cli.console import output, safe
+from gradalign_cli.progress import plain_bar
 
 
 def report(
@@ -35,16 +36,19 @@ def report(
 
     `gradalign report runs/mine --configs configs/`
     """
-    with errors.status("reading the run") as status:
+    with plain_bar() as bar:
+        task = bar.add_task("reading the run", total=1.0)
         from gradalign.configurations import load_configurations
         from gradalign.report import write_report
         from gradalign.store import load_run
 
         configurations = () if configs is None else load_configurations(configs)
-        other = None if compare is None else load_run(compare)
-        made = write_report(
-            load_run(run), out, other, configurations, questions, draws, seed, lambda what: status.update(f"report: {what}")
-        )
+        scored, other = load_run(run), None if compare is None else load_run(compare)
+
+        def stage(what: str, share: float) -> None:
+            bar.update(task, description=f"{what:<28}", completed=share)
+
+        made = write_report(scored, out, other, configurations, questions, draws, seed, stage)
     if made.token_questions < made.questions:
         output.print(f"It has the tokens of {made.token_questions:,} of {made.questions:,} questions.", style="dim")
     output.print(f"The report lies in [bold]{safe(str(made.path))}[/] ({made.size / 1e6:.1f} MB).", soft_wrap=True)

@@ -172,7 +172,9 @@ def _write_report(run: "Run", configurations: "Sequence[Configuration]", progres
     from gradalign.report import write_report
 
     try:
-        page = write_report(run, configurations=configurations, stage=lambda what: progress.stage(f"report: {what}")).path
+        page = write_report(
+            run, configurations=configurations, stage=lambda what, share: progress.stage(f"report: {what}")
+        ).path
     except GradalignError as fault:
         return f"No report was written: {safe(str(fault))}."
     return f"The report lies in [bold]{safe(str(page))}[/]: open it in a browser."

@@ -13,7 +13,7 @@ from gradalign.configurations import QuestionWeighting
 from gradalign.findings.standing import standing_of
 from gradalign.findings.steps import steps_of
 from gradalign.inference import bootstrap_counts, percentile_interval
-from gradalign.pacing import clarity_curve, even_bins, fit_exponents
+from gradalign.pacing import clarity_curve, clarity_curves, even_bins, fit_exponents
 from gradalign.sheets import Head, Remark, Sheet, Shown, interval, number
 from gradalign.store import Run
 from gradalign.types import GradalignError
@@ -81,7 +81,7 @@ def paced_diagnostics(run: Run, bins: int = 6, draws: int = 300, seed: int = 0) 
             )
         for (teacher, objective), among_QQ in zip(standing.keys, steps.among_MQQ, strict=True):
             whole = clarity_curve(among_QQ, pass_rate, edges)
-            drawn = [clarity_curve(among_QQ, pass_rate, edges, count) for count in counts]
+            drawn = clarity_curves(among_QQ, pass_rate, edges, counts)
             low, high = percentile_interval(np.stack([curve.ratio_B for curve in drawn]), len(pass_rate))
             exponents = fit_exponents(drawn)
             alpha, beta = fit_exponents([whole])[0]

@@ -10,8 +10,9 @@ significant digits.
 import base64
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,16 @@ class Explorer:
     whole: bool
 
 
-def pack_tokens(run: Run, most_questions: int = 200, most_bytes: int = 5_500_000) -> Explorer:
+def pack_tokens(
+    run: Run,
+    most_questions: int = 200,
+    most_bytes: int = 5_500_000,
+    done: Callable[[float], None] = lambda share: None,
+) -> Explorer:
     """Pack up to `most_questions` questions, in the run's random order, into at most about `most_bytes` of text.
 
-    Where rollouts have to be left out, those that pass the most scored nodes stay, right and wrong ones in turn.
+    Where rollouts have to be left out, those that pass the most scored nodes stay, right and wrong ones in turn. `done` is told which
+    share of the work is behind.
     """
     scored = run.frame("questions", ["question", "difficulty", "pass_rate", "scored_nodes"])
     ids = scored.loc[scored["scored_nodes"] > 0, "question"].tolist()
@@ -53,6 +60,7 @@ def pack_tokens(run: Run, most_questions: int = 200, most_bytes: int = 5_500_000
             if sum(map(len, packets)) + len(packet) > most_bytes and packets:
                 continue
             packets.append(packet)
+            done(len(packets) / len(chosen))
             whole &= shown == len(view.rollouts)
             listed.append(_listed(view, shown))
     order = sorted(range(len(listed)), key=lambda i: listed[i]["id"])
@@ -69,11 +77,14 @@ def pack_tokens(run: Run, most_questions: int = 200, most_bytes: int = 5_500_000
 def _listed(view: QuestionTokens, shown: int) -> dict[str, Any]:
     """What the list of questions says of one."""
     question = view.question
-    difficulty = None if pd.isna(question["difficulty"]) else str(question["difficulty"])
+    difficulty, rate = (None if pd.isna(question[name]) else question[name] for name in ("difficulty", "pass_rate"))
     return {
-        "id": question["question"], "difficulty": difficulty, "pass_rate": _short(question["pass_rate"]), "shown": shown,
+        "id": question["question"],
+        "difficulty": difficulty,
+        "pass_rate": rate,
+        "shown": shown,
         "rollouts": len(view.rollouts),
-    }  # fmt: skip
+    }
 
 
 def _packet(view: QuestionTokens, teachers: Sequence[str], pairs: Sequence[tuple[str, str]], most: int) -> tuple[str, int]:
@@ -135,31 +146,34 @@ def _tried(
     view: QuestionTokens, nodes: np.ndarray, teachers: Sequence[str], pairs: Sequence[tuple[str, str]]
 ) -> dict[int, dict[str, Any]]:
     """By place of the node: the tokens tried there, likeliest first, with tau of every teacher and d of every pair."""
-    known = {*view.branches.index.get_level_values(0)}
-    told = {key: rows.set_index("token") for key, rows in view.directions.groupby(level=[0, 1, 2])}
-    found = {}
-    for i, node in enumerate(nodes):
-        if int(node) not in known:
-            continue
-        rows = view.branches.loc[[int(node)]].droplevel(0).sort_values("student_prob", ascending=False)
-        tau, d = {}, []
-        for teacher, objective in pairs:
-            own = told.get((int(node), teacher, objective))
-            d.append([None] * len(rows) if own is None else _column(own["direction"].reindex(rows.index)))
-            if own is not None:
-                tau[teacher] = _column(own["teacher_prob"].reindex(rows.index))
-        found[i] = {
-            "token": rows.index.tolist(), "text": rows["token_text"].tolist(), "n": rows["n"].tolist(),
-            "pi": _column(rows["student_prob"]), "success": _column(rows["success"]), "lower": _column(rows["lower"]),
-            "upper": _column(rows["upper"]), "g": _column(rows["ideal"]),
-            "tau": [tau.get(teacher, [None] * len(rows)) for teacher in teachers], "d": d,
-        }  # fmt: skip
-    return found
+    rows = view.branches[view.branches.index.get_level_values("node").isin(nodes)].reset_index()
+    rows = rows.sort_values(["node", "student_prob"], ascending=[True, False], ignore_index=True)
+    told = view.directions.set_index("token", append=True)
+    keys = pd.MultiIndex.from_frame(rows[["node", "token"]])
+
+    def across(name: str, levels: list[str], wanted: Sequence[Any]) -> list[list[float | None]]:
+        wide = told[name].groupby(level=["node", "token", *levels]).first().unstack(levels)
+        return [_column(wide[key].reindex(keys)) if key in wide.columns else [None] * len(rows) for key in wanted]
+
+    tau, d = across("teacher_prob", ["teacher"], teachers), across("direction", ["teacher", "objective"], pairs)
+    plain = {"pi": "student_prob", "success": "success", "lower": "lower", "upper": "upper", "g": "ideal"}
+    columns = {name: _column(rows[column]) for name, column in plain.items()}
+    columns |= {name: rows[column].tolist() for name, column in (("token", "token"), ("text", "token_text"), ("n", "n"))}
+    place = {int(node): i for i, node in enumerate(nodes)}
+    bounds = np.flatnonzero(np.diff(rows["node"].to_numpy(), prepend=-1, append=-1))
+    return {
+        place[int(rows["node"].iloc[first])]: {
+            **{name: values[first:last] for name, values in columns.items()},
+            "tau": [values[first:last] for values in tau],
+            "d": [values[first:last] for values in d],
+        }
+        for first, last in pairwise(bounds)
+    }
 
 
 def _column(values: pd.Series) -> list[float | None]:
-    return [_short(value) for value in values.to_numpy(dtype=np.float64)]
-
-
-def _short(value: float) -> float | None:
-    return None if np.isnan(value) else float(f"{value:.5g}")
+    """Numbers to five significant digits, missing ones as None."""
+    exact = values.to_numpy(dtype=np.float64)
+    size = np.abs(exact)
+    scale = 10.0 ** (4 - np.floor(np.log10(np.where(np.isfinite(size) & (size > 0), size, 1.0))))
+    return [None if number != number else number for number in (np.round(exact * scale) / scale).tolist()]

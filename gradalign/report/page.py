@@ -37,19 +37,18 @@ def write_report(
     token_questions: int = 200,
     draws: int = 1000,
     seed: int = 0,
-    stage: Callable[[str], None] = lambda what: None,
+    stage: Callable[[str, float], None] = lambda what, share: None,
 ) -> Report:
     """Write one self-contained HTML file about a run [RUN/report.html], beside another run if `compare` is given.
 
-    `configurations` are ranked too. Tokens of at most `token_questions` questions are put in. `stage` is told what is being done.
+    `configurations` are ranked too. Tokens of at most `token_questions` questions are put in. `stage` is told what is being done
+    and which share of the work is behind.
     """
     target = run.path / "report.html" if path is None else Path(path)
-    stage("findings")
-    summary, sections = make_sections(run, compare, configurations, draws, seed)
-    stage("tokens")
-    explorer = pack_tokens(run, token_questions)
+    summary, sections = make_sections(run, compare, configurations, draws, seed, lambda what, share: stage(what, share / 2))
+    explorer = pack_tokens(run, token_questions, done=lambda share: stage("tokens", 0.5 + 0.45 * share))
     questions = len(run.frame("questions", ["question"]))
-    stage("page")
+    stage("page", 0.95)
     text = (
         _environment()
         .get_template("report.html.j2")

@@ -61,37 +61,36 @@ class _Page:
 
 
 def make_sections(
-    run: Run, compare: Run | None, configurations: Sequence[Configuration], draws: int, seed: int
+    run: Run,
+    compare: Run | None,
+    configurations: Sequence[Configuration],
+    draws: int,
+    seed: int,
+    stage: Callable[[str, float], None],
 ) -> tuple[list[Remark], list[Section]]:
-    """The summary in words and every section, in the order of the page."""
-    ranking, paths, screening = (
-        _or_reason(lambda: rank(run, draws=draws, seed=seed)),
-        _or_reason(lambda: compare_paths(run, draws=draws, seed=seed)),
-        _or_reason(lambda: screen_contexts(run, draws=draws, seed=seed)),
-    )
-    aligned = _or_reason(lambda: alignment_findings(run, draws=draws, seed=seed))
-    paced = _or_reason(lambda: paced_diagnostics(run, draws=min(draws, 300), seed=seed))
+    """The summary in words and every section, in the order of the page; `stage` is told of each finding and the share that is behind."""
+    wanted: dict[str, Callable[[], Shown]] = {
+        "ranking": lambda: rank(run, draws=draws, seed=seed),
+        "configurations": lambda: rank_configurations(run, configurations, draws=draws, seed=seed),
+        "compare": lambda: compare_runs(run, compare or run, draws, seed),
+        "paths": lambda: compare_paths(run, draws=draws, seed=seed),
+        "depth": lambda: alignment_findings(run, draws=draws, seed=seed),
+        "paced": lambda: paced_diagnostics(run, draws=min(draws, 300), seed=seed),
+        "contexts": lambda: screen_contexts(run, draws=draws, seed=seed),
+    }
+    left_out = {name for name, given in (("configurations", configurations), ("compare", compare)) if not given}
+    found: dict[str, Any] = {}
+    for done, name in enumerate(wanted):
+        if name not in left_out:
+            stage(_TITLES[name].lower(), done / len(wanted))
+            found[name] = _or_reason(wanted[name])
+    found["divergence"] = found["difficulty"] = found["depth"]
+    ranking = found["ranking"]
     first = run.identity["objectives"][0] if isinstance(ranking, str) else str(ranking.frame["objective"].iloc[0])
     page = _Page(run, first, seed)
-    sections = [_section("ranking", "Which teacher and objective would a training step do best with?", ranking, page)]
-    if configurations:
-        configured = _or_reason(lambda: rank_configurations(run, configurations, draws=draws, seed=seed))
-        sections.append(
-            _section("configurations", "The training configurations that were given, on the same rows.", configured, page)
-        )
-    if compare is not None:
-        compared = _or_reason(lambda: compare_runs(run, compare, draws, seed))
-        sections.append(_section("compare", "The same teachers and objectives in another run.", compared, page))
-    sections += [
-        _section("paths", "Where rollouts go wrong, does the teacher push harder toward success?", paths, page),
-        _section("depth", "How does alignment change along a rollout?", aligned, page),
-        _section("divergence", "Does the distance between teacher and student foretell alignment?", aligned, page),
-        _section("difficulty", "Are hard questions aligned otherwise than easy ones?", aligned, page),
-        _section("paced", "How clear is the gradient at each pass rate, and which question weights follow?", paced, page),
-        _section("contexts", "What does each context do to the student's own answers?", screening, page),
-        Section("skipped", _TITLES["skipped"], "Unknown is not zero.", (), (_skipped(run),)),
-    ]
-    told = (None if isinstance(finding, str) else finding for finding in (ranking, paths, screening))
+    sections = [_section(name, found[name], page) for name in _TITLES if name in found]
+    sections.append(Section("skipped", _TITLES["skipped"], _LEADS["skipped"], (), (_skipped(run),)))
+    told = (None if isinstance(found[name], str) else found[name] for name in ("ranking", "paths", "contexts"))
     return summarise(*told), sections
 
 
@@ -103,11 +102,11 @@ def _or_reason(finding: Callable[[], _F]) -> _F | str:
         return str(fault)
 
 
-def _section(id: str, lead: str, finding: Shown | str, page: _Page) -> Section:
+def _section(id: str, finding: Shown | str, page: _Page) -> Section:
     if isinstance(finding, str):
-        return Section(id, _TITLES[id], lead, remarks=(Remark(f"Not available for this run: {finding}.", "warning"),))
+        return Section(id, _TITLES[id], _LEADS[id], remarks=(Remark(f"Not available for this run: {finding}.", "warning"),))
     drawn, sheets = _CONTENTS.get(id, _plain)(finding, page)
-    return Section(id, _TITLES[id], lead, tuple(drawn), tuple(sheets))
+    return Section(id, _TITLES[id], _LEADS[id], tuple(drawn), tuple(sheets))
 
 
 _TITLES = {
@@ -121,6 +120,18 @@ _TITLES = {
     "paced": "Pass rates",
     "contexts": "Contexts",
     "skipped": "What was left out",
+}
+_LEADS = {
+    "ranking": "Which teacher and objective would a training step do best with?",
+    "configurations": "The training configurations that were given, on the same rows.",
+    "compare": "The same teachers and objectives in another run.",
+    "paths": "Where rollouts go wrong, does the teacher push harder toward success?",
+    "depth": "How does alignment change along a rollout?",
+    "divergence": "Does the distance between teacher and student foretell alignment?",
+    "difficulty": "Are hard questions aligned otherwise than easy ones?",
+    "paced": "How clear is the gradient at each pass rate, and which question weights follow?",
+    "contexts": "What does each context do to the student's own answers?",
+    "skipped": "Unknown is not zero.",
 }
 _Content = tuple[Sequence[Picture], Sequence[Sheet]]
 
