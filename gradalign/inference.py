@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import kurtosis, norm
+from scipy.stats import norm
 from scipy.stats import t as student_t
 
 _FLIPS = 500  # sign flips at once
@@ -119,9 +119,11 @@ def effective_freedom(influence: Float[np.ndarray, "M Q"]) -> Float[np.ndarray, 
     most = np.full(len(influence), questions - 1.0)
     if questions < 4:
         return most
+    centred = influence - influence.mean(1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
-        excess = kurtosis(influence, axis=1, bias=False)
-    spread = np.nan_to_num(excess) + 3 - (questions - 3) / (questions - 1)  # Q times the squared relative error
+        biased = (centred**4).mean(1) / (centred**2).mean(1) ** 2 - 3
+    excess = np.nan_to_num((questions - 1) / ((questions - 2) * (questions - 3)) * ((questions + 1) * biased + 6))
+    spread = excess + 3 - (questions - 3) / (questions - 1)  # Q times the squared relative error
     return np.where(spread > 2 * questions / most, 2 * questions / spread, most)
 
 

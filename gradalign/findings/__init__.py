@@ -1,6 +1,7 @@
 """Findings: tables computed from the stored rows alone, without torch."""
 
 from gradalign.findings.break_down import BREAK_DOWNS, BreakDown, break_down
+from gradalign.findings.claims import PaperClaims, paper_claims
 from gradalign.findings.comparison import RunComparison, compare_runs
 from gradalign.findings.configured import ConfigurationRanking, rank_configurations
 from gradalign.findings.notes import CAVEAT
@@ -20,6 +21,7 @@ __all__ = [
     "ConfigurationRanking",
     "ContextScreening",
     "PacedDiagnostics",
+    "PaperClaims",
     "PathComparison",
     "Ranking",
     "RewardReweighting",
@@ -31,6 +33,7 @@ __all__ = [
     "compare_runs",
     "paced_diagnostics",
     "paired_difference",
+    "paper_claims",
     "rank",
     "rank_configurations",
     "reward_reweighting",

@@ -4,6 +4,7 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 # pyright: reportReturnType=false, reportOperatorIssue=false, reportCallIssue=false
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +136,9 @@ def _by_nodes(rows: pd.DataFrame) -> dict[str, list[int] | list[float]]:
     useful = rows[rows["informative"].astype(bool) & rows["cos"].notna()]
     right, wrong = (useful.loc[useful["wrong"] == kind, "cos"].to_numpy() for kind in (0, 1))
     enough = min(len(right), len(wrong)) >= 2
-    welch = float(ttest_ind(wrong, right, equal_var=False).pvalue) if enough else np.nan
+    with warnings.catch_warnings():  # cosines may all be 1 but for rounding
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        welch = float(ttest_ind(wrong, right, equal_var=False).pvalue) if enough else np.nan
     ranks = float(mannwhitneyu(wrong, right).pvalue) if enough else np.nan
     return {
         "nodes_correct": [len(right)] * 3, "nodes_incorrect": [len(wrong)] * 3, "welch_p": [welch, np.nan, np.nan],
