@@ -54,6 +54,9 @@ class Sheet:
         region = f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(self.title)}">{table}</div>'
         return (region if self.heads else "") + said
 
+    def _repr_html_(self) -> str:
+        return self.html()
+
 
 class Shown:
     """What Jupyter shows of a finding: its sheets."""

@@ -1,11 +1,14 @@
 """Pre-screening of contexts: the table by hand, the leak not recommended, and what a run cannot tell left missing."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import gradalign
 from gradalign.findings import screen_contexts
-from gradalign.findings.screening import ALONE
+from gradalign.findings.accuracy import Accuracy
+from gradalign.findings.notes import disagreements
+from gradalign.findings.screening import ALONE, _recommend
 from gradalign.types import GradalignError
 
 CONTEXTS = ["ctx:none", "ctx:correct_demo", "ctx:wrong_demo", "ctx:answer"]
@@ -55,6 +58,51 @@ def test_the_leak_is_warned_of_and_the_demonstration_recommended(found):
     assert frame.loc["ctx:answer", "copied"] > 0.9
     assert np.isnan(frame.loc["ctx:none", "copied"])  # no answer stands in it
     assert frame.loc["ctx:none", "transfer_drive"] == pytest.approx(0, abs=1e-12)
+
+
+def row(teacher: str, transfer: float, half: float, advantage: float, objective: str = "reverse_kl") -> dict:
+    """A teacher with a gain for others and an advantage on its own questions."""
+    return {
+        "teacher": teacher, "objective": objective, "transfer_drive": transfer, "transfer_drive_low": transfer - half,
+        "transfer_drive_high": transfer + half, "teacher_advantage": advantage, "teacher_advantage_low": advantage - 0.1, "drive_low": 0.1,
+    }  # fmt: skip
+
+
+def test_who_helps_others_hardly_at_all_is_warned_of_for_how_far_ahead_it_is():
+    sound, weak, leak, harmful = (
+        row("sound", 10, 1, 1),
+        row("weak", 0.9, 0.1, 0.1),
+        row("leak", 0.4, 0.2, 2),
+        row("bad", -3, 1, 2),
+    )
+    other = row("other", 0.4, 0.1, 2, "forward_kl")  # its objective has no teacher to compare with
+
+    def warned(*rows: dict, accuracy: dict[str, Accuracy] | None = None) -> list[str]:
+        return disagreements(pd.DataFrame(rows), accuracy or {}, lambda each: each["teacher"])
+
+    found = warned(sound, weak, leak, harmful, other)
+    assert [text.partition(":")[0] for text in found] == ["leak", "bad"]
+    assert "hardly at all, 4% of what sound does" in found[0]
+    assert "would lower other questions" in found[1]
+    assert warned(weak, sound) == []
+    clever = Accuracy(0.99, 0.98, 1.0, 0.4, 0.38, 0.42)
+    assert "raises the teacher to 99.0%, 40 points above the student" in warned(sound, leak, accuracy={"leak": clever})[0]
+
+
+def test_of_those_that_cannot_be_told_apart_one_without_objections_is_recommended():
+    frame = pd.DataFrame([
+        {**row(name, transfer, 1, 1), "tied": tied, "built": built, "accuracy": 0.9, "lift_low": lift - 0.1, "lift_high": lift + 0.1}
+        for name, transfer, tied, built, lift in (("rare", 9, True, 0.3, 0.2), ("worse", 8, True, 1.0, -0.3), ("fine", 7, True, 1.0, 0.2),
+                                                 ("less", 3, False, 1.0, 0.2))
+    ])  # fmt: skip
+    said, reasons, doubts = _recommend(frame, "transfer_drive", set(), 0.6)
+    assert said == "Recommended: fine."
+    assert "no less than toward rare" in reasons[0]
+    assert doubts == ["rare, worse cannot be told from it"]
+    said, _, doubts = _recommend(frame, "transfer_drive", {"fine"}, 0.6)
+    assert said == "Recommended: rare."
+    assert any("only 30%" in doubt for doubt in doubts)
+    assert "none of these" in _recommend(frame, "transfer_drive", {*frame.teacher}, 0.6)[0]
 
 
 def test_scores_are_those_of_the_ranking(run, found):

@@ -7,6 +7,7 @@ the other, and undecided where it holds both.
 
 # pandas types its results too widely for these rules.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportCallIssue=false
+# pyright: reportReturnType=false
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -15,29 +15,60 @@ CAVEAT = (
     "Scores are first-order: evidence about a training run, not a proof. transfer_drive and transfer ask what a step on some questions "
     "does to others, in the output layer; all other scores are local to each node and cannot see guidance that does not transfer."
 )
+_HARDLY = 0.1  # share of the best teacher's help, for what a teacher does better, below which it is said to help hardly at all
 _THIN = 0.1  # below this effective share of tokens, local scores of preference pairs are said to rest on few
 
 
 def disagreements(frame: pd.DataFrame, accuracy: Mapping[str, Accuracy], name: Callable[[dict], str]) -> list[str]:
     """Where what a teacher does on the very questions it teaches and what a step does to others point apart, in plain words.
 
-    A teacher does better there if it answers better than the student (`accuracy`, by teacher, where it was sampled), or by its
-    advantage or drive. `name` says what a row is called.
+    A teacher does better there if it answers better than the student (`accuracy`, by teacher, where it was sampled), or by its advantage
+    or drive. Others are not helped where `transfer_drive` is not above 0; they are hardly helped where, for how far the teacher is ahead,
+    it is below a tenth of what that of the best teacher is (of the same objective). `name` says what a row is called.
     """
+    rows = frame.to_dict("records")
     found = []
-    for row in frame.to_dict("records"):
+    for row in rows:
         own = accuracy.get(row["teacher"])
         answers = own is not None and own.lift_low > 0
-        if not (answers or row["teacher_advantage_low"] > 0 or row["drive_low"] > 0) or not row["transfer_drive"] <= 0:
+        if not (answers or row["teacher_advantage_low"] > 0 or row["drive_low"] > 0):
+            continue
+        effect = _effect(row, rows, accuracy, name)
+        if effect is None:
             continue
         better = "this teacher does better than the student on the questions it teaches"
         if own is not None and answers:
             better = f"it raises the teacher to {100 * own.accuracy:.1f}%, {100 * own.lift:.0f} points above the student"
-        effect = "would lower other questions" if row["transfer_drive_high"] < 0 else "shows no sign of helping other questions"
         found.append(
             f"{name(row)}: {better}, yet a step on it {effect}. It may know what the student cannot, such as a leaked answer."
         )
     return found
+
+
+def _effect(row: dict, rows: list[dict], accuracy: Mapping[str, Accuracy], name: Callable[[dict], str]) -> str | None:
+    """What is wrong with a step on others, in words; None if nothing is."""
+    if row["transfer_drive"] <= 0:
+        return "would lower other questions" if row["transfer_drive_high"] < 0 else "shows no sign of helping other questions"
+    rivals = [
+        other
+        for other in rows
+        if other.get("objective") == row.get("objective") and other["transfer_drive_low"] > 0 and _ahead(other, accuracy) > 0
+    ]
+    best = max(rivals, key=lambda other: other["transfer_drive"], default=None)
+    if best is None or best is row or not _ahead(row, accuracy) > 0:
+        return None
+    share = (row["transfer_drive_high"] / _ahead(row, accuracy)) / (best["transfer_drive"] / _ahead(best, accuracy))
+    if share >= _HARDLY:
+        return None
+    return (
+        f"helps other questions hardly at all, {row['transfer_drive'] / best['transfer_drive']:.0%} of what {name(best)} does"
+    )
+
+
+def _ahead(row: dict, accuracy: Mapping[str, Accuracy]) -> float:
+    """How far a teacher is ahead of the student on its own questions: in accuracy where all were sampled, else by its advantage."""
+    own = accuracy.get(row["teacher"])
+    return row["teacher_advantage"] if own is None else own.lift
 
 
 def absent(teacher: str, run: Run) -> str:

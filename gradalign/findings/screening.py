@@ -226,28 +226,31 @@ def _by_difficulty(run: Run, answers: dict[str, pd.DataFrame], questions: pd.Dat
 
 
 def _recommend(frame: pd.DataFrame, by: str, suspects: set[str], alone: float) -> tuple[str, list[str], list[str]]:
-    """The context to train under, in words: what speaks for it and what against."""
-    sound = frame[~frame["teacher"].isin(suspects) & frame[by].notna()]
-    if sound.empty or sound.iloc[0][by] <= 0:
+    """The context to train under, in words: what speaks for it and what against. Of those that cannot be told from the best, one against
+    which nothing else speaks goes before."""
+    sound = [row for row in frame.to_dict("records") if row["teacher"] not in suspects and not np.isnan(row[by])]
+    if not sound or sound[0][by] <= 0:
         return "Recommended: none of these contexts; a step toward any of them shows no sign of helping.", [], []
-    best = sound.iloc[0].to_dict()
+    rivals = [row for row in sound if row is sound[0] or (row["tied"] and row[by] > 0)]
+    best = min(rivals, key=lambda row: len(_objections(row)))
     show = score_formats(frame, (by,))[by]
     what = "others" if by == "transfer_drive" else "the same questions"
-    value = f"{SCORE_HEADS[by]} {score_cell(best, by, show)}"
-    reasons = [f"a step on some questions raises success on {what} most under it ({value})"]
-    if best["accuracy"] > alone and best["lift_low"] > 0:
+    most = "most" if best is sound[0] else f"no less than toward {sound[0]['teacher']}, as far as can be told"
+    reasons = [
+        f"a step toward it on some questions raises success on {what} {most} ({SCORE_HEADS[by]} {score_cell(best, by, show)})"
+    ]
+    if best["lift_low"] > 0:
         reasons.append(f"with it the student is right {percent(best['accuracy'])} of the time, alone {percent(alone)}")
-    doubts = []
-    if not best[f"{by}_low"] > 0:
-        doubts.append(f"the interval of its {by} holds 0: more questions would tell")
-    rivals = [row["teacher"] for row in sound.iloc[1:].to_dict("records") if row["tied"]]
-    if rivals:
-        doubts.append(f"{', '.join(rivals)} cannot be told from it")
-    if best["built"] < _FEW:
-        doubts.append(f"it could be built for only {percent(best['built'])} of the questions")
-    if best["lift_high"] < 0:
-        doubts.append("with it the student answers worse than alone")
-    return f"Recommended: {best['teacher']}.", reasons, doubts
+    doubts = [] if best[f"{by}_low"] > 0 else [f"the interval of its {by} holds 0: more questions would tell"]
+    others = [row["teacher"] for row in sound if row is not best and (row["tied"] or row is sound[0])]
+    doubts += [f"{', '.join(others)} cannot be told from it"] if others else []
+    return f"Recommended: {best['teacher']}.", reasons, doubts + _objections(best)
+
+
+def _objections(row: dict[str, Any]) -> list[str]:
+    """What speaks against a context beside its score."""
+    few = f"it could be built for only {percent(row['built'])} of the questions"
+    return [few] * (row["built"] < _FEW) + ["with it the student answers worse than alone"] * (row["lift_high"] < 0)
 
 
 def _with_interval(row: dict, name: str) -> str:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gradalign.sheets import Head, Sheet, number
 from gradalign.store.folder import checked_parts, part_path, read_description, read_outcome
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
@@ -58,6 +59,25 @@ class Run:
         if name in TABLES:
             return self.frame(name)
         raise AttributeError(name)
+
+    def _repr_html_(self) -> str:
+        return self.summary().html()
+
+    def summary(self) -> Sheet:
+        """What the run is and how far it went."""
+        questions = self.frame("questions", ["question", "rollouts", "targeted_rollouts", "sampled_tokens", "pass_rate"])
+        planned = self.description["provenance"].get("questions", len(questions))
+        rows = (
+            ("student", str(self.identity.get("student"))),
+            ("questions", f"{self.identity.get('questions')}, {len(questions):,} of {planned:,} scored"),
+            ("teachers", ", ".join(self.identity.get("teachers", ()))),
+            ("objectives", ", ".join(self.identity.get("objectives", ()))),
+            ("student's pass rate", number(questions["pass_rate"].to_numpy(dtype=float).mean(), ".2f")),
+            ("rollouts", f"{questions['rollouts'].sum():,} base, {questions['targeted_rollouts'].sum():,} targeted"),
+            ("tokens sampled", f"{questions['sampled_tokens'].sum():,}"),
+            ("folder", str(self.path)),
+        )
+        return Sheet("Run", (Head("", number=False), Head("", number=False)), rows)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {len(self.parts)} parts, student {self.identity.get('student')})"
