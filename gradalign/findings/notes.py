@@ -49,26 +49,18 @@ def _effect(row: dict, rows: list[dict], accuracy: Mapping[str, Accuracy], name:
     """What is wrong with a step on others, in words; None if nothing is."""
     if row["transfer_drive"] <= 0:
         return "would lower other questions" if row["transfer_drive_high"] < 0 else "shows no sign of helping other questions"
-    rivals = [
-        other
-        for other in rows
-        if other.get("objective") == row.get("objective") and other["transfer_drive_low"] > 0 and _ahead(other, accuracy) > 0
-    ]
+    rivals = [o for o in rows if o.get("objective") == row.get("objective") and o["transfer_drive_low"] > 0 and o is not row]
     best = max(rivals, key=lambda other: other["transfer_drive"], default=None)
-    if best is None or best is row or not _ahead(row, accuracy) > 0:
+    if best is None or best["transfer_drive"] <= row["transfer_drive"]:
         return None
-    share = (row["transfer_drive_high"] / _ahead(row, accuracy)) / (best["transfer_drive"] / _ahead(best, accuracy))
-    if share >= _HARDLY:
+    ahead = [float(each["teacher_advantage"]) for each in (row, best)]
+    if row["teacher"] in accuracy and best["teacher"] in accuracy:
+        ahead = [accuracy[each["teacher"]].lift for each in (row, best)]
+    if min(ahead) <= 0 or row["transfer_drive_high"] / ahead[0] >= _HARDLY * best["transfer_drive"] / ahead[1]:
         return None
     return (
         f"helps other questions hardly at all, {row['transfer_drive'] / best['transfer_drive']:.0%} of what {name(best)} does"
     )
-
-
-def _ahead(row: dict, accuracy: Mapping[str, Accuracy]) -> float:
-    """How far a teacher is ahead of the student on its own questions: in accuracy where all were sampled, else by its advantage."""
-    own = accuracy.get(row["teacher"])
-    return row["teacher_advantage"] if own is None else own.lift
 
 
 def absent(teacher: str, run: Run) -> str:
