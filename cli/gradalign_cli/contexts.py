@@ -1,47 +1,51 @@
 """`gradalign contexts`: pre-screen what the teacher should see."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gradalign_cli.console import errors, output, safe
+from gradalign_cli.options import (
+    BatchSize,
+    Budget,
+    ChatTemplate,
+    Demonstrations,
+    Device,
+    Dtype,
+    Limit,
+    MaxTokens,
+    Out,
+    Questions,
+    Rollouts,
+    Seed,
+    Student,
+    Table,
+    Temperature,
+)
 from gradalign_cli.progress import ProgressDisplay
 
 
 def contexts(
-    questions: Annotated[
-        str | None, typer.Argument(help="builtin:arithmetic|boolean|choice[:train|:heldout], or a .jsonl file.")
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(help="Hub id, folder, FILE.gguf, builtin:NAME or a well-known name such as Qwen3-0.6B.")
-    ] = None,
+    questions: Questions = None,
+    student: Student = None,
     teacher: Annotated[
         list[str] | None, typer.Option(help="A teacher; give it once for each [default: every built-in context].")
     ] = None,
     objective: Annotated[str, typer.Option(help="The objective to train with.")] = "reverse_kl",
     teacher_rollouts: Annotated[int, typer.Option(help="Rollouts a question under each context.", min=1)] = 16,
-    rollouts: Annotated[int, typer.Option(help="Base rollouts a question.")] = 64,
-    budget: Annotated[
-        str, typer.Option(help="Targeted rollouts a question, as 32; or tokens of the whole run, as 200k-tokens.")
-    ] = "32",
-    demonstrations: Annotated[int, typer.Option(help="Extra rollouts a question to take demonstrations from.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="Take the first questions only (64 of a built-in set).")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longest rollout [default: 1024 or half the window, built-in students 64].")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="Divides the logits of student, sampler and teacher.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal rows.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="The run folder [default: runs/ and a name made of the settings].")] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Also write the whole table: a .csv, .json, .parquet, .md or .tex file.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16, float16.")
-    ] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Completions under way at once; halved when memory runs out.")] = 256,
-    chat_template: Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")] = None,
+    rollouts: Rollouts = 64,
+    budget: Budget = "32",
+    demonstrations: Demonstrations = 8,
+    limit: Limit = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    out: Out = None,
+    table: Table = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 256,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Pre-screen teacher contexts: what each does to the student's own answers, what a step toward it would do, and its price.
 

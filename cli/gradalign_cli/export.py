@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradalign.types import GradalignError
+from gradalign_cli.options import RunFolder
 
 if TYPE_CHECKING:
     from gradalign.configurations import Configuration
@@ -17,7 +18,7 @@ _READY = Path("configs")
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
+    run: RunFolder,
     config: Annotated[str | None, typer.Option(help="Name of the configuration.", show_default=False)] = None,
     configs: Annotated[
         Path | None,

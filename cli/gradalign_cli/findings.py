@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from gradalign_cli.options import BootstrapSeed, Draws, RunFolder, Support
+
 
 def findings(
-    run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
-    support: Annotated[str, typer.Option(help="Support of the cosines: visited or full.")] = "visited",
-    draws: Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
+    run: RunFolder,
+    support: Support = "visited",
+    draws: Draws = 1000,
+    seed: BootstrapSeed = 0,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from gradalign_cli.options import BootstrapSeed, Draws, RunFolder
+
 
 def paced(
-    run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
+    run: RunFolder,
     bins: Annotated[int, typer.Option(help="Bins of pass rate, each with about equally many questions.", min=4)] = 6,
-    draws: Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)] = 300,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
+    draws: Draws = 300,
+    seed: BootstrapSeed = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the curves: a .csv, .json, .parquet, .md or .tex file.")] = None,
 ) -> None:
     """Signal-to-noise ratio of the questions' gradients over their pass rate, and exponents of p^alpha (1 - p)^beta fitted to it.

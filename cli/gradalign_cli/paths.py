@@ -1,19 +1,14 @@
 """`gradalign paths`: are incorrect paths better aligned than correct ones?"""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
+from gradalign_cli.options import BootstrapSeed, Draws, RunFolder, Support, Table
 
 
 def paths(
-    run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
-    support: Annotated[str, typer.Option(help="Support of the cosines: visited or full.")] = "visited",
-    draws: Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of the sign flips.", min=0)] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the whole table: a .csv, .json, .parquet, .md or .tex file.")
-    ] = None,
+    run: RunFolder,
+    support: Support = "visited",
+    draws: Draws = 2000,
+    seed: BootstrapSeed = 0,
+    out: Table = None,
 ) -> None:
     """Alignment on correct against incorrect paths, for every teacher and objective, tested by question.
 

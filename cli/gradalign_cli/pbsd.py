@@ -1,20 +1,19 @@
 """`gradalign pbsd`: does reweighting a teacher by reward improve on matching it?"""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gradalign_cli.options import RunFolder, Table
+
 
 def pbsd(
-    run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
+    run: RunFolder,
     samples: Annotated[int, typer.Option(help="Rollouts from which training would know a token's success.", min=1)] = 1,
     beta: Annotated[
         list[float] | None, typer.Option(help="A beta; give it once for each [default: 13 from 0.01 to 10].")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the whole table: a .csv, .json, .parquet, .md or .tex file.")
-    ] = None,
+    out: Table = None,
 ) -> None:
     """For each teacher of a run: does the target tau exp(S / beta) improve on plain matching, and for which beta?
 

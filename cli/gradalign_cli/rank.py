@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from gradalign_cli.options import BootstrapSeed, Draws, RunFolder, Support, Table
+
 
 def rank(
-    run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
+    run: RunFolder,
     configs: Annotated[
         Path | None, typer.Option(help="Rank training configurations: a YAML file of them, or a folder of such files.")
     ] = None,
@@ -19,12 +21,10 @@ def rank(
             show_default=False,
         ),
     ] = None,
-    support: Annotated[str, typer.Option(help="Support of the cosines: visited or full.")] = "visited",
-    draws: Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the whole table: a .csv, .json, .parquet, .md or .tex file.")
-    ] = None,
+    support: Support = "visited",
+    draws: Draws = 2000,
+    seed: BootstrapSeed = 0,
+    out: Table = None,
 ) -> None:
     """Rank the teachers and objectives of a run, or training configurations, with intervals over questions.
 

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from gradalign_cli.console import output, safe
+from gradalign_cli.options import BootstrapSeed, Draws, RunFolder
 from gradalign_cli.progress import plain_bar
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
+    run: RunFolder,
     compare: Annotated[
         Path | None, typer.Option(help="Another run folder, to show beside this one.", show_default=False)
     ] = None,
@@ -19,8 +20,8 @@ def report(
         typer.Option(help="Rank training configurations too: a YAML file, or a folder of such files.", show_default=False),
     ] = None,
     questions: Annotated[int, typer.Option(help="Put in the tokens of so many questions at most.", min=0, max=5000)] = 200,
-    draws: Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
+    draws: Draws = 1000,
+    seed: BootstrapSeed = 0,
     out: Annotated[Path | None, typer.Option(help="The file to write [default: RUN/report.html].", show_default=False)] = None,
 ) -> None:
     """Write one self-contained HTML file: findings in words, figures and tables, and every scored token with what was tried there.

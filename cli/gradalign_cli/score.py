@@ -8,6 +8,22 @@ import typer
 
 from gradalign.types import GradalignError
 from gradalign_cli.console import errors, output, safe
+from gradalign_cli.options import (
+    BatchSize,
+    Budget,
+    ChatTemplate,
+    Demonstrations,
+    Device,
+    Dtype,
+    Limit,
+    MaxTokens,
+    Out,
+    Questions,
+    Rollouts,
+    Seed,
+    Student,
+    Temperature,
+)
 from gradalign_cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
@@ -46,12 +62,8 @@ function of your own as `MODULE:FUNCTION`.
 
 
 def score(
-    questions: Annotated[
-        str | None, typer.Argument(help="builtin:arithmetic|boolean|choice[:train|:heldout], or a .jsonl file.")
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(help="Hub id, folder, FILE.gguf, builtin:NAME or a well-known name such as Qwen3-0.6B.")
-    ] = None,
+    questions: Questions = None,
+    student: Student = None,
     teacher: Annotated[list[str] | None, typer.Option(help="A teacher; give it once for each.")] = None,
     objective: Annotated[list[str] | None, typer.Option(help="An objective; give it once for each.")] = None,
     configs: Annotated[
@@ -60,13 +72,8 @@ def score(
             help="Take teachers and objectives from training configurations, a YAML file or a folder, and rank those."
         ),
     ] = None,
-    rollouts: Annotated[int, typer.Option(help="Base rollouts a question.")] = 64,
-    budget: Annotated[
-        str,
-        typer.Option(
-            help="Targeted rollouts a question, on average, as 64 or 64-rollouts-per-question; or tokens of the whole run, as 200k-tokens."
-        ),
-    ] = "64",
+    rollouts: Rollouts = 64,
+    budget: Budget = "64",
     precision: Annotated[
         float | None,
         typer.Option(help="Stop once the 95% interval of every gain is at most this half-width; --budget is the most."),
@@ -82,7 +89,7 @@ def score(
         bool,
         typer.Option("--dry-run", help="Print planned nodes, rollouts, tokens and time from a few questions; keep nothing."),
     ] = False,
-    demonstrations: Annotated[int, typer.Option(help="Extra rollouts a question to take demonstrations from.")] = 8,
+    demonstrations: Demonstrations = 8,
     teacher_rollouts: Annotated[
         int | None,
         typer.Option(
@@ -96,20 +103,16 @@ def score(
         str,
         typer.Option(help="pps (probability proportional to size, for ranking) or top (the published scheduler, for looking)."),
     ] = "pps",
-    limit: Annotated[int | None, typer.Option(help="Take the first questions only (64 of a built-in set).")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longest rollout [default: 1024 or half the window, built-in students 64].")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="Divides the logits of student, sampler and teacher.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal rows.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="The run folder [default: runs/ and a name made of the settings].")] = None,
+    limit: Limit = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    out: Out = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write RUN/report.html when the run is done.")] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16, float16.")
-    ] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Completions under way at once; halved when memory runs out.")] = 256,
-    chat_template: Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 256,
+    chat_template: ChatTemplate = None,
     top_k: Annotated[int | None, typer.Option(hidden=True)] = None,
     top_p: Annotated[float | None, typer.Option(hidden=True)] = None,
 ) -> None:

@@ -1,11 +1,11 @@
 """`gradalign show`: a question's rollouts, token by token, in the terminal."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradalign.types import GradalignError
+from gradalign_cli.options import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,7 @@ _SHADES = 4
 
 
 def show(
-    run: Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.")],
+    run: RunFolder,
     question: Annotated[
         str | None, typer.Option(help="Id of the question [default: the first of the run].", show_default=False)
     ] = None,

@@ -1,0 +1,39 @@
+"""Options that several commands have, worded once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunFolder = Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.", metavar="RUN")]
+Support = Annotated[str, typer.Option(help="Support of the cosines: visited or full.")]
+Draws = Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)]
+BootstrapSeed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)]
+Table = Annotated[Path | None, typer.Option(help="Also write the whole table: a .csv, .json, .parquet, .md or .tex file.")]
+
+Questions = Annotated[
+    str | None,
+    typer.Argument(help="builtin:arithmetic|boolean|choice[:train|:heldout], or a .jsonl file.", metavar="QUESTIONS"),
+]
+Student = Annotated[
+    str | None, typer.Option(help="Hub id, folder, FILE.gguf, builtin:NAME or a well-known name such as Qwen3-0.6B.")
+]
+Rollouts = Annotated[int, typer.Option(help="Base rollouts a question.")]
+Budget = Annotated[
+    str,
+    typer.Option(
+        help="Targeted rollouts a question, on average, as 64 or 64-rollouts-per-question; or tokens of the whole run, as 200k-tokens."
+    ),
+]
+Demonstrations = Annotated[int, typer.Option(help="Extra rollouts a question to take demonstrations from.")]
+Limit = Annotated[int | None, typer.Option(help="Take the first questions only (64 of a built-in set).")]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Longest rollout [default: 1024 or half the window, built-in students 64].")
+]
+Temperature = Annotated[float, typer.Option(help="Divides the logits of student, sampler and teacher.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal rows.")]
+Out = Annotated[Path | None, typer.Option(help="The run folder [default: runs/ and a name made of the settings].")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+Dtype = Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16, float16.")]
+BatchSize = Annotated[int, typer.Option(help="Completions under way at once; halved when memory runs out.")]
+ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")]
