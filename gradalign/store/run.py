@@ -72,7 +72,15 @@ class Run:
             ("questions", f"{self.identity.get('questions')}, {len(questions):,} of {planned:,} scored"),
             ("teachers", ", ".join(self.identity.get("teachers", ()))),
             ("objectives", ", ".join(self.identity.get("objectives", ()))),
-            ("student's pass rate", number(questions["pass_rate"].to_numpy(dtype=float).mean(), ".2f")),
+            (
+                "student's pass rate",
+                number(
+                    float(questions["pass_rate"].dropna().to_numpy(dtype=float).mean())
+                    if questions["pass_rate"].notna().any()
+                    else float("nan"),
+                    ".2f",
+                ),
+            ),
             ("rollouts", f"{questions['rollouts'].sum():,} base, {questions['targeted_rollouts'].sum():,} targeted"),
             ("tokens sampled", f"{questions['sampled_tokens'].sum():,}"),
             ("folder", str(self.path)),
