@@ -58,7 +58,8 @@ def test_floors_name_only_rooms_that_exist():
 
 
 @pytest.mark.parametrize(
-    "module", ["gradalign", "gradalign.store", "gradalign.findings", "gradalign.handover", "gradalign_cli.main"]
+    "module",
+    ["gradalign", "gradalign.store", "gradalign.findings", "gradalign.handover", "gradalign.report", "gradalign_cli.main"],
 )
 def test_reading_a_run_needs_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

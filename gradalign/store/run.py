@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gradalign.sheets import Head, Sheet, number
+from gradalign.sheets import Head, Sheet
 from gradalign.store.folder import checked_parts, part_path, read_description, read_outcome
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
@@ -66,21 +66,14 @@ class Run:
     def summary(self) -> Sheet:
         """What the run is and how far it went."""
         questions = self.frame("questions", ["question", "rollouts", "targeted_rollouts", "sampled_tokens", "pass_rate"])
+        rates = questions["pass_rate"].dropna().to_numpy(dtype=float)
         planned = self.description["provenance"].get("questions", len(questions))
         rows = (
             ("student", str(self.identity.get("student"))),
             ("questions", f"{self.identity.get('questions')}, {len(questions):,} of {planned:,} scored"),
             ("teachers", ", ".join(self.identity.get("teachers", ()))),
             ("objectives", ", ".join(self.identity.get("objectives", ()))),
-            (
-                "student's pass rate",
-                number(
-                    float(questions["pass_rate"].dropna().to_numpy(dtype=float).mean())
-                    if questions["pass_rate"].notna().any()
-                    else float("nan"),
-                    ".2f",
-                ),
-            ),
+            ("student's pass rate", f"{rates.mean():.2f}" if len(rates) else "-"),
             ("rollouts", f"{questions['rollouts'].sum():,} base, {questions['targeted_rollouts'].sum():,} targeted"),
             ("tokens sampled", f"{questions['sampled_tokens'].sum():,}"),
             ("folder", str(self.path)),
