@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
+LEAST_UNITS = 4  # questions that say how much questions differ
 _FLIPS = 500  # sign flips at once
 
 
@@ -16,19 +17,22 @@ def bootstrap_counts(questions: int, draws: int, seed: int) -> Int[np.ndarray, "
     return rng.multinomial(questions, np.full(questions, 1 / questions), size=draws)
 
 
-def percentile_interval(draws: Float[np.ndarray, "B ..."], units: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def percentile_interval(
+    draws: Float[np.ndarray, "B ..."], units: int | Int[np.ndarray, "..."], level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap interval along the first axis; NaN draws (an undefined resample) are left out.
 
-    A resample of `units` (questions) varies less than a sample does, and its percentiles are those of a normal law where t would be due:
-    they are taken so much farther out that a mean's interval is as wide as t's (expanded percentiles; Hesterberg, 2015).
+    A resample of `units` (the questions that have a value, one number or one for each column) varies less than a sample does, and its
+    percentiles are those of a normal law where t would be due: they are taken so much farther out that a mean's interval is as wide as t's
+    (expanded percentiles; Hesterberg, 2015). NaN for fewer than `LEAST_UNITS`.
     """
-    tail = (1 - level) / 2
-    if units > 1:
-        tail = float(norm.sf(np.sqrt(units / (units - 1)) * student_t.isf(tail, units - 1)))
-    defined = ~np.isnan(draws).all(axis=0)
     low, high = np.full(draws.shape[1:], np.nan), np.full(draws.shape[1:], np.nan)
-    if defined.any():
-        low[defined], high[defined] = np.nanpercentile(draws[:, defined], [100 * tail, 100 * (1 - tail)], axis=0)
+    counts = np.broadcast_to(np.asarray(units), draws.shape[1:])
+    for n in np.unique(counts[counts >= LEAST_UNITS]):
+        at = (counts == n) & ~np.isnan(draws).all(axis=0)
+        if at.any():
+            tail = 100 * float(norm.sf(np.sqrt(n / (n - 1)) * student_t.isf((1 - level) / 2, n - 1)))
+            low[at], high[at] = np.nanpercentile(draws[:, at], [tail, 100 - tail], axis=0)
     return low, high
 
 
@@ -49,15 +53,16 @@ def compare_with_best(
     best: int,
     influence_MQ: Float[np.ndarray, "M Q"] | None,
     draws_BM: Float[np.ndarray, "B M"],
-    questions: int,
+    units_M: Int[np.ndarray, " M"] | None = None,
 ) -> BestOf:
     """Compare alternatives scored on the same questions with the best of them, by paired differences.
 
     `influence_MQ` is each question's influence on each difference to the best, `draws_BM` the scores on shared resamples of questions;
-    intervals come from the influences where there are any, else from the draws.
+    intervals come from the influences where there are any, else from the draws, with the `units_M` questions that each rests on.
     """
     if influence_MQ is None:
-        low, high = percentile_interval(draws_BM - draws_BM[:, [best]], questions)
+        assert units_M is not None
+        low, high = percentile_interval(draws_BM - draws_BM[:, [best]], np.minimum(units_M, units_M[best]))
     else:
         low, high = influence_interval(score_M - score_M[best], influence_MQ)
     filled = np.where(np.isnan(draws_BM), -np.inf, draws_BM)

@@ -126,6 +126,8 @@ def until(page, holds) -> None:
 
 
 def shown_place(page) -> dict[str, str]:
+    """What the address says, once it has settled."""
+    page.wait_for_timeout(200)
     return {name: values[0] for name, values in parse_qs(page.url.partition("#")[2], keep_blank_values=True).items()}
 
 
@@ -253,6 +255,7 @@ def test_a_link_opens_its_place(run, open_page):
     page.select_option("#beside", "ctx:wrong_demo")
     page.select_option("#quantity", "advantage")
     page.locator('.token[data-place="3"]').first.click()
+    page.wait_for_timeout(200)
     fragment = "#" + page.url.partition("#")[2]
     again = open_page(run, fragment)
     again.wait_for_selector('.token[data-place="3"][aria-selected="true"]')
@@ -261,6 +264,23 @@ def test_a_link_opens_its_place(run, open_page):
     assert again.locator("#quantity").input_value() == "advantage"
     unknown = open_page(run, "#q=nothing&r=99&t=%3Cimg%3E&at=-4")
     assert unknown.faults == []
+
+
+def test_a_link_into_a_long_rollout_shows_its_token(tmp_path, open_page):
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    from synthetic import write_run
+
+    long = write_run(tmp_path / "r", 4, 20, rollouts=2, length=1500)
+    gradalign.write_report(long, draws=100)
+    page = open_page(long)
+    token = page.locator('.token[data-place="1400"]').first
+    fragment = f"#q=q00001&r={number_of_rollout(page)}&t=ctx%3Aanswer&b=&o=reverse_kl&by=dot&from=0&at=1400"
+    page = open_page(long, fragment)
+    token = page.locator('.token[data-place="1400"]').first
+    box, held = token.bounding_box(), page.locator(".rollout").first.bounding_box()
+    assert held["y"] <= box["y"] <= held["y"] + held["height"]
 
 
 def test_hostile_text_shows_as_text(hostile, open_page):
@@ -308,6 +328,12 @@ def test_it_fits_a_narrow_screen(run, open_page):
 
 def test_it_prints(run, open_page):
     page = open_page(run)
-    paper = page.pdf(format="A4", print_background=True)
-    assert paper.startswith(b"%PDF")
-    assert paper.count(b"/Type /Page\n") + paper.count(b"/Type/Page") + paper.count(b"/Type /Page ") > 3 or len(paper) > 100_000
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 with its margins
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    beyond = page.evaluate(
+        "() => Array.from(document.querySelectorAll('main table')).filter((t) => t.getBoundingClientRect().right > 719).length"
+    )
+    assert beyond == 0
+    assert page.locator("details:not([open])").count() == 0
+    assert page.pdf(format="A4", print_background=True).startswith(b"%PDF")

@@ -22,6 +22,7 @@ def test_verdicts_go_by_the_interval_of_the_mean():
     assert _verdict(settings(0.45, 0.55, half=0.05), "about half")["verdict"] == "seen"
     assert _verdict(settings(0.9, half=0.05), "about half")["verdict"] == "not seen"
     assert _verdict([], "above 0")["verdict"] == "not tested"
+    assert _verdict(settings(0.5, -0.2), "above 0", every=True)["verdict"] == "not seen"
     apart, alike = (_verdict(settings(0.2, 0.2, 0.2, 0.2, sets=sets), "above 0") for sets in ("abcd", "a"))
     assert apart["mean_high"] - apart["mean"] == pytest.approx(0.05)  # four independent settings
     assert alike["mean_high"] - alike["mean"] == pytest.approx(0.1)  # the same questions four times tell no more than once
@@ -60,9 +61,22 @@ def test_findings_are_numbers_of_the_runs(runs):
     assert (row.value, row.low, row.high) == pytest.approx(expected)
     assert frame.loc["accuracy, wrong", "settings"] == 2
     assert {*frame.verdict} <= {"seen", "not seen", "undecided", "not tested"}
+    assert frame.loc["selection, signal", "verdict"] == "not tested"  # it would be seen in noise alone
     assert "arXiv 2605.10889" in found._repr_html_()
 
 
 def test_both_students_are_needed(runs):
     with pytest.raises(GradalignError, match="no run of student 'huge'"):
         paper_claims(runs, "small", "huge")
+
+
+def test_a_teacher_that_no_question_has_leaves_its_findings_untested(tmp_path):
+    runs = {
+        (student, "choice"): gradalign.score(
+            "builtin:choice", student=f"builtin:{student}", teachers=["ctx:correct_demo", "ctx:correct_wrong_demo"],
+            objectives=["reverse_kl"], limit=4, rollouts=8, budget=16, demonstrations=1, out=tmp_path / student,
+        )
+        for student in ("small", "medium")
+    }  # fmt: skip
+    frame = paper_claims(runs, "small", "medium", draws=100).frame.set_index("finding")
+    assert frame.loc["correct only", "verdict"] == "not tested"

@@ -445,3 +445,34 @@ def test_hostile_text_of_a_run_is_shown_as_text(gradalign, tabular, tmp_path):
     code, _, err = gradalign("show", "r", "--question", "\x1b[31m\u202e")
     assert code == 2
     assert is_clean(err)
+
+
+def test_a_run_that_can_hardly_tell_anything_still_says_where_it_lies(gradalign, tmp_path):
+    """No node is scored: what can be said is said, and what cannot has one line."""
+    arguments = ["--limit", "4", "--rollouts", "4", "--budget", "1", "--teacher", "ctx:none", "--out", "r"]
+    code, out, err = gradalign("score", *arguments, "--report")
+    assert code in (0, 2)
+    assert "The run lies in r" in out
+    assert "Traceback" not in err
+    if not load_run(tmp_path / "r").nodes.scored.any():
+        code, _, err = gradalign("findings", "r")
+        assert code == 2
+        assert "no scored node" in err
+
+
+def test_the_first_question_shown_is_one_that_was_scored(gradalign, tmp_path):
+    long = "What is 2+2? " * 300
+    records = [
+        {"question": long, "answer": "4"},
+        {"question": "Start at 3: +5 -2 (modulo 10). What is the total?", "answer": "6"},
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    assert (
+        gradalign("score", "q.jsonl", "--student", "builtin:small", "--teacher", "ctx:answer", "--out", "r", "--budget", "16")[
+            0
+        ]
+        == 0
+    )
+    code, out, _ = gradalign("show", "r")
+    assert code == 0
+    assert "Start at 3" in out

@@ -220,6 +220,16 @@ def test_windows_and_paths_share_out_the_drive_and_difficulties_the_questions(ru
         break_down(run, listed, "colour")
 
 
+def test_what_has_no_teacher_has_no_advantage(run):
+    """Not even where its sums come from the chosen nodes alone."""
+    listed = [Configuration("rewards", "dr_grpo", tokens=parse_tokens("incorrect_paths")), configured("taught")]
+    frame = rank_configurations(run, listed, by="drive").frame.set_index("configuration")
+    assert np.isnan(frame.loc["rewards", "teacher_advantage"])
+    assert np.isfinite(frame.loc["taught", "teacher_advantage"])
+    broken = break_down(run, listed, "path").frame
+    assert broken[broken.configuration == "rewards"].teacher_advantage.isna().all()
+
+
 def test_what_the_run_cannot_tell_of_is_named_with_its_mend(run):
     listed = [
         configured("a"),

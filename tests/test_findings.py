@@ -106,7 +106,8 @@ def test_profiles_and_selection_are_sums_of_their_rows(run):
     for by in ("depth", "window", "pass_rate"):
         assert profiles[profiles.by == by].nodes.sum() == useful.sum()
     chosen = found.selective[(found.selective.teacher == "model:worse") & (found.selective.objective == "reverse_kl")].iloc[0]
-    known = rows[rows["dot"].notna()]
+    known = rows[rows["dot"].notna() & (rows["dot"] != 0)]
+    assert chosen.known == pytest.approx(known.weight.sum() / rows[rows["dot"].notna()].weight.sum())
     assert chosen.kept == pytest.approx(known.weight[known["dot"] > 0].sum() / known.weight.sum())
     kept = known[known["dot"] > 0]
     assert chosen.drive_kept == pytest.approx((kept.weight * kept["dot"]).sum() / known.weight.sum())

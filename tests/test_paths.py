@@ -11,6 +11,7 @@ from test_pipeline_exact import cast_of, config_for, questions
 
 from gradalign.api import run_score
 from gradalign.findings import compare_paths
+from gradalign.findings.paths import compare_rows
 from gradalign.inference import sign_flip_p
 from gradalign.pipeline import Budget, Effort
 from gradalign.types import GradalignError
@@ -99,3 +100,17 @@ def test_questions_with_one_kind_of_path_are_counted_and_top_nodes_refused(tabul
     found = compare_paths(small, draws=100)
     assert found.one_kind == small.questions.pass_rate.isin([0, 1]).sum() > 0
     assert isinstance(found.frame, pd.DataFrame)
+
+
+def test_few_questions_with_both_paths_give_no_interval():
+    """Twenty questions, three of which have both kinds of path: the mean of their differences, and no interval."""
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"question": np.repeat([f"q{i}" for i in range(20)], 4), "wrong": 0.0, "weight": 1.0, "informative": True,
+                         "cos": rng.uniform(-1, 1, 80)})  # fmt: skip
+    rows.loc[rows["question"].isin(["q0", "q1", "q2"]) & (rows.index % 2 == 0), "wrong"] = 1.0
+    rows = rows.assign(cos_dot=rows["cos"], cos_d2=1.0, g_norm2=1.0, g_norm2_raw=1.0, teacher="t", objective="o")
+    frame, _ = compare_rows(rows, draws=200, flips=100, seed=0)
+    mean = frame.set_index("cosine").loc["mean"]
+    assert mean.questions == 3
+    assert np.isfinite([mean.paired, mean.p]).all()
+    assert np.isnan([mean.paired_low, mean.paired_high, mean.difference_low, mean.difference_high]).all()

@@ -1,12 +1,14 @@
 """Pre-screening of contexts: the table by hand, the leak not recommended, and what a run cannot tell left missing."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import gradalign
 from gradalign.findings import screen_contexts
-from gradalign.findings.accuracy import Accuracy
+from gradalign.findings.accuracy import Accuracy, share_with_interval
 from gradalign.findings.notes import disagreements
 from gradalign.findings.screening import ALONE, _recommend
 from gradalign.types import GradalignError
@@ -64,7 +66,8 @@ def row(teacher: str, transfer: float, half: float, advantage: float, objective:
     """A teacher with a gain for others and an advantage on its own questions."""
     return {
         "teacher": teacher, "objective": objective, "transfer_drive": transfer, "transfer_drive_low": transfer - half,
-        "transfer_drive_high": transfer + half, "teacher_advantage": advantage, "teacher_advantage_low": advantage - 0.1, "drive_low": 0.1,
+        "transfer_drive_high": transfer + half, "teacher_advantage": advantage, "teacher_advantage_low": advantage - 0.1,
+        "teacher_advantage_high": advantage + 0.1, "drive_low": 0.1,
     }  # fmt: skip
 
 
@@ -92,20 +95,71 @@ def test_who_helps_others_hardly_at_all_is_warned_of_for_how_far_ahead_it_is():
     assert [text.partition(":")[0] for text in both] == ["leak"]
 
 
+def test_who_is_about_as_good_as_the_best_and_who_has_no_teacher_is_not_warned_of():
+    def warned(*rows: dict, accuracy: dict[str, Accuracy] | None = None) -> list[str]:
+        return disagreements(pd.DataFrame(rows), accuracy or {}, lambda each: each["teacher"])
+
+    sure, lucky = Accuracy(0.9, 0.88, 0.92, 0.3, 0.28, 0.32), Accuracy(0.61, 0.55, 0.67, 0.01, -0.05, 0.07)
+    assert warned(row("a", 10.0, 1.0, 1.0), row("b", 11.0, 1.0, 1.0), accuracy={"a": sure, "b": lucky}) == []
+    nothing = {**row("rewards", -1.0, 0.5, 0.1), "teacher_advantage": np.nan, "teacher_advantage_low": np.nan}
+    assert warned(nothing, row("a", 10.0, 1.0, 1.0)) == []
+
+
+def test_ties_and_the_default_objective_are_those_of_teachers(tmp_path):
+    settings = {"limit": 6, "rollouts": 16, "budget": 32, "teachers": ["ctx:correct_demo", "ctx:reference"]}
+    run = gradalign.score(objectives=["dr_grpo", "reverse_kl", "forward_kl"], out=tmp_path / "r", **settings)
+    found = screen_contexts(run)
+    assert found.objective == "reverse_kl"
+    alone = gradalign.rank(run, objectives=["forward_kl"])
+    assert {*alone.frame.objective} == {"forward_kl"}
+    assert alone.frame.p_best.sum() == pytest.approx(1)
+    frame = screen_contexts(run, "forward_kl").frame.set_index("teacher")
+    assert frame.loc[["ctx:correct_demo", "ctx:reference"], "p_best"].sum() == pytest.approx(1)
+    with pytest.raises(GradalignError, match="choose from reverse_kl, forward_kl"):
+        screen_contexts(run, "dr_grpo")
+
+
+def test_shares_that_are_all_alike_have_an_honest_width():
+    assert share_with_interval(np.ones(8))[1:] == (pytest.approx(0.737, abs=0.01), 1.0)
+    low, high = share_with_interval(np.zeros(2))[1:]
+    assert low == 0.0
+    assert high > 0.5
+    mean, low, high = share_with_interval(np.array([0.5, 0.75, 1.0, 1.0]))
+    assert 0 <= low < mean < high <= 1
+
+
+def test_questions_without_a_difficulty_stand_beside_the_others(tmp_path):
+    lines = [
+        json.dumps({"question": f"Start at {i}: +5 -2 (modulo 10). What is the total?", "answer": str((i + 3) % 10)}
+                   | ({"difficulty": d} if (d := ["10", "2", None][i % 3]) else {}))
+        for i in range(6)
+    ]  # fmt: skip
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    run = gradalign.score(
+        str(tmp_path / "q.jsonl"), student="builtin:small", teachers=["ctx:answer"], objectives=["reverse_kl"], rollouts=8, budget=8,
+        teacher_rollouts=2, out=tmp_path / "r",
+    )  # fmt: skip
+    groups = list(dict.fromkeys(screen_contexts(run).by_difficulty.group))
+    assert groups == ["2", "10", "not stated"]
+
+
 def test_of_those_that_cannot_be_told_apart_one_without_objections_is_recommended():
     frame = pd.DataFrame([
-        {**row(name, transfer, 1.0, 1.0), "tied": tied, "built": built, "accuracy": 0.9, "lift_low": lift - 0.1, "lift_high": lift + 0.1}
+        {**row(name, transfer, 1.0, 1.0), "tied": tied, "built": built, "accuracy": 0.9, "lift": lift,
+         "lift_low": lift - 0.1, "lift_high": lift + 0.1}
         for name, transfer, tied, built, lift in (("rare", 9, True, 0.3, 0.2), ("worse", 8, True, 1.0, -0.3), ("fine", 7, True, 1.0, 0.2),
                                                  ("less", 3, False, 1.0, 0.2))
     ])  # fmt: skip
-    said, reasons, doubts = _recommend(frame, "transfer_drive", set(), 0.6)
+    said, reasons, doubts = _recommend(frame, "transfer_drive", set())
     assert said == "Recommended: fine."
     assert "no less than toward rare" in reasons[0]
     assert doubts == ["rare, worse cannot be told from it"]
-    said, _, doubts = _recommend(frame, "transfer_drive", {"fine"}, 0.6)
+    said, _, doubts = _recommend(frame, "transfer_drive", {"fine"})
     assert said == "Recommended: rare."
     assert any("only 30%" in doubt for doubt in doubts)
-    assert "none of these" in _recommend(frame, "transfer_drive", {*frame.teacher}, 0.6)[0]
+    unknown = frame.assign(transfer_drive=np.nan)
+    assert "is not known from this run" in _recommend(unknown, "transfer_drive", set())[0]
+    assert "none of these" in _recommend(frame, "transfer_drive", {*frame.teacher})[0]
 
 
 def test_scores_are_those_of_the_ranking(run, found):
@@ -134,5 +188,5 @@ def test_what_was_not_sampled_is_missing_and_not_nought(tmp_path):
     assert np.isnan(row.transfer_drive)  # three questions have no transfer
     assert row.stated == 1.0
     assert "ctx:reference" in found._repr_html_()
-    with pytest.raises(GradalignError, match="no objective 'forward_kl'"):
+    with pytest.raises(GradalignError, match="no teacher was scored with objective 'forward_kl'"):
         screen_contexts(run, "forward_kl")

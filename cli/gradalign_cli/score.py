@@ -24,7 +24,7 @@ from gradalign_cli.options import (
     Student,
     Temperature,
 )
-from gradalign_cli.progress import ProgressDisplay
+from gradalign_cli.progress import ProgressDisplay, plain_bar
 
 if TYPE_CHECKING:
     from gradalign.configurations import Configuration
@@ -148,7 +148,6 @@ def score(
         execution = Execution(device, batch_size)
         forecast = run_forecast(config, execution, progress, effort=effort) if dry_run else None
         run = None if dry_run else run_score(config, folder, execution, progress, effort=effort)
-        page = _write_report(run, configurations, progress) if report and run is not None and node_selection != "top" else None
     if forecast is not None:
         print_forecast(forecast)
     if run is None:
@@ -159,28 +158,35 @@ def score(
         output.print("Nodes were taken outright (--node-selection top): look at them; they cannot be ranked by.")
         output.print(f"The run lies in [bold]{safe(str(folder))}[/].", soft_wrap=True)
         return
-    print_sheets((rank_configurations(run, configurations) if configurations else rank(run)).sheets())
-    _print_outcome(run.outcome)
     place = safe(str(folder))
-    output.print(f"The run lies in [bold]{place}[/]; rank it again with `gradalign rank {place}`.", soft_wrap=True)
-    if page is not None:
-        output.print(page, soft_wrap=True)
+    try:
+        print_sheets((rank_configurations(run, configurations) if configurations else rank(run)).sheets())
+        _print_outcome(run.outcome)
+    finally:
+        output.print(f"The run lies in [bold]{place}[/]; rank it again with `gradalign rank {place}`.", soft_wrap=True)
+    if report:
+        _write_report(run, configurations)
 
 
 score.__doc__ = _EXAMPLES
 
 
-def _write_report(run: "Run", configurations: "Sequence[Configuration]", progress: ProgressDisplay) -> str:
-    """Write the report of a run that is done; where it lies, or why it could not be written: the run stands either way."""
+def _write_report(run: "Run", configurations: "Sequence[Configuration]") -> None:
+    """Write the report of a run that is done and ranked, and say where it lies, or why it could not be written."""
     from gradalign.report import write_report
 
-    try:
-        page = write_report(
-            run, configurations=configurations, stage=lambda what, share: progress.stage(f"report: {what}")
-        ).path
-    except GradalignError as fault:
-        return f"No report was written: {safe(str(fault))}."
-    return f"The report lies in [bold]{safe(str(page))}[/]: open it in a browser."
+    with plain_bar() as bar:
+        task = bar.add_task("report", total=1.0)
+        try:
+            page = write_report(
+                run,
+                configurations=configurations,
+                stage=lambda what, share: bar.update(task, description=f"report: {what:<28}", completed=share),
+            ).path
+            said = f"The report lies in [bold]{safe(str(page))}[/]: open it in a browser."
+        except GradalignError as fault:
+            said = f"No report was written: {safe(str(fault))}."
+    output.print(said, soft_wrap=True)
 
 
 def _wanted(names: Iterable[str | None], given: Sequence[str] | None) -> list[str]:

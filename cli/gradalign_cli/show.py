@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from gradalign.findings.tokens import Quantity, QuestionTokens, TokenRollout
+    from gradalign.store import Run
 
 _SHADES = 4
 
@@ -19,7 +20,7 @@ _SHADES = 4
 def show(
     run: RunFolder,
     question: Annotated[
-        str | None, typer.Option(help="Id of the question [default: the first of the run].", show_default=False)
+        str | None, typer.Option(help="Id of the question [default: the first that was scored].", show_default=False)
     ] = None,
     rollout: Annotated[
         list[int] | None,
@@ -59,7 +60,7 @@ def show(
     if not pairs:
         every = ", ".join(f"{t} with {o}" for t, o in pairs_of(found))
         raise GradalignError(f"the run has no {teacher or 'teacher'} with {objective or 'an objective'}; it has {every}")
-    question = question or str(found.frame("questions", ["question", "order"]).sort_values("order")["question"].iloc[0])
+    question = question or _first(found)
     view = next(question_tokens(found, [question]), None)
     if view is None:
         raise GradalignError(f"nothing was scored of question {question!r}; the run's `skipped` table says why")
@@ -83,6 +84,16 @@ def show(
             if int(each.nodes[place]) not in seen:
                 _print_position(view, each, int(place), *pairs[0])
             seen.add(int(each.nodes[place]))
+
+
+def _first(run: "Run") -> str:
+    """The first question of the set of which something was scored."""
+    questions = run.frame("questions", ["question", "order", "nodes", "scored_nodes"]).sort_values("order")
+    for known in ("scored_nodes", "nodes"):
+        having = questions.loc[questions[known] > 0, "question"]
+        if len(having):
+            return str(having.iloc[0])
+    raise GradalignError("nothing was scored of any question; the run's `skipped` table says why")
 
 
 def _chosen(view: "QuestionTokens", wanted: list[int] | None) -> "list[TokenRollout]":

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from gradalign.inference import influence_interval
 from gradalign.store import Run
+from gradalign.success import jeffreys_interval
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,17 @@ def accuracy_of_teachers(run: Run) -> dict[str, Accuracy]:
 def accuracy_over(success: pd.Series, pass_rate: pd.Series) -> Accuracy:
     """From success under the teacher's prompt and the student's pass rate, both by question."""
     own = success.to_numpy(dtype=np.float64)
-    values = np.stack([own, own - pass_rate.loc[success.index].to_numpy(dtype=np.float64)])
-    mean = values.mean(1)
-    low, high = influence_interval(mean, values - mean[:, None])
-    low, high = np.maximum(low, [0.0, -1.0]), np.minimum(high, 1.0)
-    return Accuracy(*(float(part[i]) for i in range(2) for part in (mean, low, high)))
+    above = own - pass_rate.loc[success.index].to_numpy(dtype=np.float64)
+    lift = above.mean()
+    low, high = influence_interval(np.array([lift]), (above - lift)[None])
+    return Accuracy(*share_with_interval(own), float(lift), float(max(low[0], -1.0)), float(min(high[0], 1.0)))
+
+
+def share_with_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """A mean of shares over questions with its 95% interval inside [0, 1]; where all are 0 or all 1 that of as many single trials."""
+    mean = float(values.mean())
+    if len({*values.tolist()}) == 1 and mean in (0.0, 1.0):
+        low, high = jeffreys_interval(np.array(len(values)), np.array(mean * len(values)))
+        return mean, float(low), float(high)
+    low, high = influence_interval(np.array([mean]), (values - mean)[None])
+    return mean, float(max(low[0], 0.0)), float(min(high[0], 1.0))

@@ -24,7 +24,7 @@ class Scored:
     """Every score of every pair of teacher and objective: value, interval, and values on resamples of the questions (B, M).
 
     What is ranked has one stage or several, each an entry of `standing` and of `transfer`, by its places in `stages`; its scores are the
-    means of theirs.
+    means of theirs. `units` is the number of questions that each cosine rests on.
     """
 
     keys: tuple[tuple[str, str], ...]
@@ -37,6 +37,7 @@ class Scored:
     notes: list[str]
     transfer: Transfer | None
     sketch_error: np.ndarray
+    units: dict[str, np.ndarray]
 
     def over_stages(self, values: np.ndarray) -> np.ndarray:
         """Means of what is given for every stage along the first axis."""
@@ -80,14 +81,16 @@ def assess(
         drawn = {name: np.full_like(values, np.nan) for name, values in drawn.items()}
     nothing = np.full(len(standing.keys), np.nan)
     score["transfer_drive"], score["transfer"] = (nothing, nothing) if moved is None else (moved.drive_M, moved.unit_M)
-    found = Scored(tuple(stages), tuple(stages.values()), standing, {}, {}, {}, {}, notes, moved, sketch_error)
+    under = {"pooled_cosine": sums.cos_d2, "weighted_cosine": sums.cos_lengths, "mean_cosine": sums.informative}
+    units = {name: np.array([(array > 0).sum(-1)[list(at)].min() for at in stages.values()]) for name, array in under.items()}
+    found = Scored(tuple(stages), tuple(stages.values()), standing, {}, {}, {}, {}, notes, moved, sketch_error, units)
     found.score.update({name: found.over_stages(value) for name, value in score.items()})
     found.draws.update({name: found.over_stages(value.T).T for name, value in drawn.items()})
     score, drawn = found.score, found.draws
     for name in RANKABLE:
         influence = found.influence(name)
         if influence is None:
-            found.low[name], found.high[name] = percentile_interval(drawn[name], questions)
+            found.low[name], found.high[name] = percentile_interval(drawn[name], found.units[name])
             continue
         found.low[name], found.high[name] = influence_interval(score[name], influence)
         if name in TRANSFER:  # a mean over pairs, resampled by its influences
@@ -110,7 +113,7 @@ def tabulate(found: "Scored", by: str | None, eligible: np.ndarray | None = None
     rivals = np.ones(len(frame), dtype=bool) if eligible is None or np.isnan(found.score[by][eligible]).all() else eligible
     best = int(np.nanargmax(np.where(rivals, found.score[by], np.nan)))
     draws = np.where(rivals, found.draws[by], np.nan)
-    compared = compare_with_best(found.score[by], best, found.influence(by, best), draws, len(found.standing.questions))
+    compared = compare_with_best(found.score[by], best, found.influence(by, best), draws, found.units.get(by))
     frame["difference"], frame["difference_low"], frame["difference_high"] = (
         compared.difference_M,
         compared.low_M,

@@ -10,8 +10,6 @@ from jaxtyping import Float, Int
 
 from gradalign.inference import percentile_interval
 
-_LEAST = 4  # questions with which an interval is given
-
 Nodes = Float[np.ndarray, " N"]
 
 
@@ -77,8 +75,6 @@ def _bootstrapped(
     terms = (x_N**2, y_N**2, x_N * y_N) if centred else (np.ones(len(x_N)), x_N, y_N, x_N**2, y_N**2, x_N * y_N)
     sums_QS = np.stack([np.bincount(question_N, weight_N * term, counts_BQ.shape[1]) for term in terms], -1)
     value = float(_correlation(sums_QS.sum(0)))
-    if (sums_QS[:, 0] > 0).sum() < _LEAST:
-        return RankCorrelation(value, np.nan, np.nan)
     low, high = percentile_interval(_correlation(counts_BQ @ sums_QS), int((sums_QS[:, 0] > 0).sum()))
     return RankCorrelation(value, float(low), float(high))
 

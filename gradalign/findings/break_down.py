@@ -15,6 +15,7 @@ from gradalign.configurations import Configuration
 from gradalign.findings.assessed import RANKABLE, Scored
 from gradalign.findings.ground import Ground, assess_ground, ground_of, steps_on
 from gradalign.findings.notes import CAVEAT
+from gradalign.findings.rows import natural
 from gradalign.findings.wording import SCORE_HEADS, score_cell, score_formats
 from gradalign.sheets import Head, Remark, Sheet, Shown
 from gradalign.store import Run
@@ -65,7 +66,7 @@ def break_down(
     if by == "difficulty":
         named = run.frame("questions", ["question", "difficulty"]).set_index("question")["difficulty"].fillna("not stated")
         difficulty = named.loc[list(ground.base.questions)].to_numpy()
-        for group in sorted(set(difficulty)):
+        for group in sorted(set(difficulty), key=natural):
             part = ground.part(np.flatnonzero(difficulty == group))
             assessed, _ = assess_ground(part, steps_on(run, part), None, draws, seed)
             frames.append(_group_rows(by, group, assessed, part))

@@ -163,7 +163,9 @@ def _stage(
             "dot": by_question(factor * mine["dot"].fillna(0.0)),
             "dot_se": np.full(len(base.questions), np.nan),
             "d_norm2": by_question(factor * mine["d_norm2"]),
-            "advantage": by_question(factor * mine["advantage"]),
+            "advantage": by_question(factor * mine["advantage"])
+            if pair[0] != REWARDS
+            else np.full(len(base.questions), np.nan),
         }
     linear["length"] = base.length_MQ[m]
     return linear | cosines

@@ -10,6 +10,7 @@ import pandas as pd
 from gradalign.findings.accuracy import Accuracy
 from gradalign.findings.standing import KEYS
 from gradalign.store import Run
+from gradalign.types import REWARDS
 
 CAVEAT = (
     "Scores are first-order: evidence about a training run, not a proof. transfer_drive and transfer ask what a step on some questions "
@@ -23,10 +24,10 @@ def disagreements(frame: pd.DataFrame, accuracy: Mapping[str, Accuracy], name: C
     """Where what a teacher does on the very questions it teaches and what a step does to others point apart, in plain words.
 
     A teacher does better there if it answers better than the student (`accuracy`, by teacher, where it was sampled), or by its advantage
-    or drive. Others are not helped where `transfer_drive` is not above 0; they are hardly helped where, for how far the teacher is ahead,
-    it is below a tenth of what that of the best teacher is (of the same objective). `name` says what a row is called.
+    or drive. Others are not helped where `transfer_drive` is not above 0; they are hardly helped where it is below a tenth of the best
+    teacher's (of the same objective), also for how far each is ahead of the student. `name` says what a row is called.
     """
-    rows = frame.to_dict("records")
+    rows = [row for row in frame.to_dict("records") if row["teacher"] not in (REWARDS, "")]
     found = []
     for row in rows:
         own = accuracy.get(row["teacher"])
@@ -51,12 +52,12 @@ def _effect(row: dict, rows: list[dict], accuracy: Mapping[str, Accuracy], name:
         return "would lower other questions" if row["transfer_drive_high"] < 0 else "shows no sign of helping other questions"
     rivals = [o for o in rows if o.get("objective") == row.get("objective") and o["transfer_drive_low"] > 0 and o is not row]
     best = max(rivals, key=lambda other: other["transfer_drive"], default=None)
-    if best is None or best["transfer_drive"] <= row["transfer_drive"]:
+    if best is None or not row["transfer_drive"] < _HARDLY * best["transfer_drive"]:
         return None
-    ahead = [float(each["teacher_advantage"]) for each in (row, best)]
+    mine, theirs = float(row["teacher_advantage"]), float(best["teacher_advantage_high"])
     if row["teacher"] in accuracy and best["teacher"] in accuracy:
-        ahead = [accuracy[each["teacher"]].lift for each in (row, best)]
-    if min(ahead) <= 0 or row["transfer_drive_high"] / ahead[0] >= _HARDLY * best["transfer_drive"] / ahead[1]:
+        mine, theirs = accuracy[row["teacher"]].lift, accuracy[best["teacher"]].lift_high
+    if not (mine > 0 and theirs > 0 and row["transfer_drive_high"] / mine < _HARDLY * best["transfer_drive"] / theirs):
         return None
     return (
         f"helps other questions hardly at all, {row['transfer_drive'] / best['transfer_drive']:.0%} of what {name(best)} does"

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from gradalign.findings.associations import across_questions, over_nodes, within_questions
-from gradalign.findings.rows import COSINES, SUMS, cosines, node_rows, require_sampled, weigh
+from gradalign.findings.rows import COSINES, SUMS, cosines, natural, node_rows, require_sampled, weigh
 from gradalign.findings.standing import KEYS
 from gradalign.inference import bootstrap_counts, percentile_interval
 from gradalign.sheets import Head, Remark, Sheet, Shown, interval, number, percent
 from gradalign.store import Run
-from gradalign.types import GradalignError
 
 QUANTITIES = {
     "reverse_kl": "KL(student || teacher)",
@@ -35,7 +34,6 @@ _SHORT = dict(
     zip(QUANTITIES, ("KL s||t", "KL t||s", "JSD", "L2", "similar", "H stud.", "H teach.", "top 10", "depth"), strict=True)
 )
 _SPARE = ("forward_kl", "jsd", "l2", "teacher_entropy")
-_LEAST = 4  # questions with which an interval is given
 _DEPTHS = (0.0, 0.2, 0.4, 0.6, 0.8, np.inf)
 _RATES = (0.0, 1 / 3, 2 / 3, np.inf)
 _BY_CHANCE = 0.3989422804014327  # E max(0, z) of a standard normal z
@@ -47,9 +45,10 @@ class AlignmentFindings(Shown):
 
     `associations`: quantity, nodes, questions, then rank correlations with alignment `within` questions, `across` them and over all
     nodes together (`pooled`), each with `_low` and `_high`. `profiles`: by (depth, window, difficulty or pass_rate), group, questions,
-    nodes, then mean, weighted and pooled cosine with their intervals. `selective`: `kept`, the share of on-policy tokens with <g, d>
-    above 0; `drive` and `drive_kept`, their sums over all and over the kept tokens per token; `by_chance`, the share of `drive_kept` that
-    noise alone would give; `gain_ratio`, gain of the kept ones over that of all.
+    nodes, then mean, weighted and pooled cosine with their intervals. `selective`: `known`, the share of on-policy tokens at which
+    success was seen to differ, and of these `kept`, the share with <g, d> above 0 (noise alone gives a half); `drive` and `drive_kept`,
+    their sums over all of these and over the kept ones, per token; `by_chance`, the share of `drive_kept` that noise alone would give;
+    `gain_ratio`, gain of the kept ones over that of all, which choosing by the same numbers raises by itself.
     """
 
     associations: pd.DataFrame
@@ -87,12 +86,13 @@ class AlignmentFindings(Shown):
     def selective_sheet(self) -> Sheet:
         """What keeping only the tokens with <g, d> above 0 would keep."""
         rows = [
-            (row["teacher"], row["objective"], f"{percent(row['kept'])} {interval(row['kept_low'], row['kept_high'], percent)}",
+            (row["teacher"], row["objective"], percent(row["known"]),
+             f"{percent(row['kept'])} {interval(row['kept_low'], row['kept_high'], percent)}",
              number(row["drive"] * 1e3, "+.3g"), number(row["drive_kept"] * 1e3, "+.3g"), percent(row["by_chance"]),
              number(row["gain_ratio"], ".2f"))
             for row in self.selective.to_dict("records")
         ]  # fmt: skip
-        heads = (*_PAIR, Head("kept [95%]", strong=True), Head("drive ·10³"), Head("kept ·10³"), Head("chance"),
+        heads = (*_PAIR, Head("known"), Head("kept [95%]", strong=True), Head("drive ·10³"), Head("kept ·10³"), Head("chance"),
                  Head("gain ratio", spare=True))  # fmt: skip
         title = "If only tokens pushed toward success were kept"
         return Sheet(title, heads, tuple(rows), (Remark(_ORACLE, "note"),))
@@ -105,8 +105,6 @@ def alignment_findings(run: Run, support: str = "visited", draws: int = 1000, se
     """
     require_sampled(run)
     rows = node_rows(run, support)
-    if rows.empty:
-        raise GradalignError("the run has no scored node; score with a larger --budget")
     rows["place"], names = pd.factorize(rows["question"], sort=True)
     questions = run.frame("questions", ["question", "pass_rate", "difficulty"]).set_index("question").loc[names]
     counts = bootstrap_counts(len(names), draws, seed).astype(np.float64)
@@ -146,7 +144,7 @@ def _groups(rows: pd.DataFrame, questions: pd.DataFrame) -> Iterator[tuple[str, 
     place = {window: i for i, window in enumerate(windows)}
     names = ["0" if window == 0 else f"{2 ** (window - 1)} to {2**window - 1}" for window in windows]
     yield "window", (names, rows["window"].map(place))
-    stated = sorted(questions["difficulty"].dropna().unique())
+    stated = sorted(questions["difficulty"].dropna().unique(), key=natural)
     if stated:
         place = {name: i for i, name in enumerate(stated)}
         of_question = questions["difficulty"].map(place).fillna(-1).astype(int).to_numpy()
@@ -171,8 +169,6 @@ def _profiles(rows: pd.DataFrame, groups: dict[str, tuple[list[str], pd.Series]]
             sums_QS = np.stack([np.bincount(question[at], column[at], held) for column in terms.T], -1)
             seen = len(np.unique(question[at & useful]))
             low, high = percentile_interval(cosines(counts @ sums_QS), seen)
-            if seen < _LEAST:
-                low, high = np.full(low.shape, np.nan), np.full(high.shape, np.nan)
             row = {"by": by, "group": name, "questions": seen, "nodes": int((at & useful).sum())}
             for i, (cosine, value) in enumerate(zip(COSINES, cosines(sums_QS.sum(0)), strict=True)):
                 row |= {cosine: float(value), f"{cosine}_low": float(low[i]), f"{cosine}_high": float(high[i])}
@@ -180,7 +176,9 @@ def _profiles(rows: pd.DataFrame, groups: dict[str, tuple[list[str], pd.Series]]
 
 
 def _selective(rows: pd.DataFrame, counts: np.ndarray) -> dict:
-    known = rows[rows["dot"].notna()]
+    """Of tokens at which some success differed: where none did, <g, d> is 0 for want of rollouts, and on neither side."""
+    told = rows[rows["dot"].notna()]
+    known = told[told["dot"] != 0]
     weight, dot = (known[name].to_numpy(dtype=np.float64) for name in ("weight", "dot"))
     noise, norm2 = known["dot_se"].fillna(0.0).to_numpy(), known["d_norm2"].to_numpy(dtype=np.float64)
     positive = dot > 0
@@ -195,8 +193,10 @@ def _selective(rows: pd.DataFrame, counts: np.ndarray) -> dict:
             columns = (kept / all_, whole / all_, selected / all_, chance / selected, np.where(whole > 0, ratio, np.nan))
         return np.stack([np.where(np.isfinite(column), column, np.nan) for column in columns], -1)
 
-    low, high = percentile_interval(scores(counts @ sums_QS), counts.shape[1])
+    low, high = percentile_interval(scores(counts @ sums_QS), known["question"].nunique())
+    held = float(told["weight"].sum())
     row: dict = {"questions": known["question"].nunique(), "nodes": len(known)}
+    row["known"] = float(weight.sum()) / held if held > 0 else np.nan
     for i, name in enumerate(("kept", "drive", "drive_kept", "by_chance", "gain_ratio")):
         row |= {name: float(scores(sums_QS.sum(0))[i]), f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}
     return row
@@ -204,8 +204,9 @@ def _selective(rows: pd.DataFrame, counts: np.ndarray) -> dict:
 
 _PAIR = (Head("teacher", number=False), Head("objective", number=False))
 _ORACLE = (
-    "Kept: the share of tokens with <g, d> above 0, and the drive of these alone. An oracle analysis: training does not know which they "
-    "are, and choosing by noisy numbers flatters them. Chance: how much of that drive noise alone would give."
+    "Known: the share of tokens at which success was seen to differ. Kept: of these, the share with <g, d> above 0 (noise alone gives a "
+    "half), and the drive of these alone. An oracle analysis: training does not know which they are, and choosing by noisy numbers "
+    "flatters them. Chance: how much of that drive noise alone would give."
 )
 _STARRED = "* its 95% interval over questions lies on one side of 0; the intervals stand in the whole table."
 

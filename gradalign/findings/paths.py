@@ -107,11 +107,11 @@ def _compared(rows: pd.DataFrame, questions: list[str], counts: np.ndarray, flip
     whole = cosines(sums_PQS.sum(1))
     drawn = cosines(np.einsum("bq,pqs->pbs", counts, sums_PQS))
     own = cosines(sums_PQS)
-    low, high = percentile_interval(drawn[1] - drawn[0], len(questions))
+    low, high = percentile_interval(drawn[1] - drawn[0], _contributing(sums_PQS))
     apart = own[1] - own[0]
     apart[:, 2] = np.nan  # a question's own pooled cosine is mostly noise
     known = np.isfinite(apart)
-    mean_low, mean_high = percentile_interval(_means(counts, apart), len(questions))
+    mean_low, mean_high = percentile_interval(_means(counts, apart), known.sum(0))
     with np.errstate(invalid="ignore", divide="ignore"):
         paired = np.where(known.any(0), np.where(known, apart, 0.0).sum(0) / known.sum(0), np.nan)
         spread = np.sqrt(np.where(known, (apart - paired) ** 2, 0.0).sum(0) / (known.sum(0) - 1))
@@ -122,6 +122,12 @@ def _compared(rows: pd.DataFrame, questions: list[str], counts: np.ndarray, flip
         "difference_high": high, "questions": known.sum(0), "paired": paired, "paired_low": mean_low, "paired_high": mean_high,
         "p": sign_flip_p(apart.T, flips, seed), "effect": effect, **_by_nodes(rows),
     })  # fmt: skip
+
+
+def _contributing(sums_PQS: np.ndarray) -> np.ndarray:
+    """Questions that each cosine rests on, on the kind of path where these are fewer: (C,)."""
+    under = [sums_PQS[..., SUMS.index(name)] > 0 for name in ("informative", "cos_lengths", "cos_d2")]
+    return np.stack(under, -1).sum(1).min(0)
 
 
 def _means(counts: np.ndarray, apart_QC: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 # pandas types its results too widely for these rules.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from gradalign.findings.wording import SCORE_HEADS, TIES, placed, remarks, score
 from gradalign.inference import influence_interval, percentile_interval
 from gradalign.sheets import Head, Remark, Sheet, Shown, number
 from gradalign.store import Run
-from gradalign.types import GradalignError
+from gradalign.types import REWARDS, GradalignError
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,17 @@ class Ranking(Shown):
         return [Sheet(title, tuple(heads), tuple(rows), (*said, *remarks(self.warnings, self.notes)))]
 
 
-def rank(run: Run, by: str | None = None, support: str = "visited", draws: int = 2000, seed: int = 0) -> Ranking:
+def rank(
+    run: Run,
+    by: str | None = None,
+    support: str = "visited",
+    draws: int = 2000,
+    seed: int = 0,
+    objectives: Sequence[str] | None = None,
+) -> Ranking:
     """Rank every teacher and objective of a run by a pooled score, on the questions that all its teachers share.
+
+    Only `objectives` are compared, if given.
 
     By default by `transfer_drive`, or by `drive` where fewer than four questions are shared. `support` is that of the cosines (`visited` or
     `full`); the other scores always speak of the whole vocabulary. Their intervals come from each question's influence, those of the
@@ -71,7 +81,7 @@ def rank(run: Run, by: str | None = None, support: str = "visited", draws: int =
     if by is not None and by not in RANKABLE:
         raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(RANKABLE)}")
     require_sampled(run)
-    found = _scored(run, support, draws, seed)
+    found = _scored(run, support, draws, seed, objectives)
     frame, by = tabulate(found, by)
     shared = len(found.standing.questions)
     notes = (*found.notes, *outcome_notes(run))
@@ -99,20 +109,21 @@ def paired_difference(
     if influence is not None:
         low, high = influence_interval(np.array([difference]), influence[[i]])
         return float(difference), float(low[0]), float(high[0])
-    low, high = percentile_interval(found.draws[by][:, i] - found.draws[by][:, j], len(found.standing.questions))
+    low, high = percentile_interval(found.draws[by][:, i] - found.draws[by][:, j], int(found.units[by][[i, j]].min()))
     return float(difference), float(low), float(high)
 
 
-def _scored(run: Run, support: str, draws: int, seed: int) -> Scored:
+def _scored(run: Run, support: str, draws: int, seed: int, objectives: Sequence[str] | None = None) -> Scored:
     scores, teachers = run.frame("scores"), run.identity["teachers"]
     if scores.empty:
         raise GradalignError(f"no question could be scored under any teacher ({'; '.join(outcome_notes(run))})")
-    standing = standing_of(scores, teachers, run.identity["objectives"])
+    standing = standing_of(scores, teachers, objectives or run.identity["objectives"])
     if not standing.questions:
         raise GradalignError("the teachers share no question; the run's `skipped` table says why: rank fewer teachers together")
     sums = _question_sums(scored_rows(run, support), standing)
     present = {teacher for teacher, _ in standing.keys}
-    notes = [absent(teacher, run) for teacher in teachers if teacher not in present]
+    asked = present != {REWARDS}  # no teacher was where every objective looks at rewards alone
+    notes = [absent(teacher, run) for teacher in teachers if asked and teacher not in present]
     steps = steps_of(run, standing.keys, standing.questions) if len(standing.questions) >= LEAST_FOR_TRANSFER else None
     error = np.full(len(standing.keys), np.nan) if steps is None else steps.sketch_error()
     return assess(standing, sums, None if steps is None else steps.transfer(), error, notes, draws, seed)

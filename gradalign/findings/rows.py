@@ -18,6 +18,14 @@ _SCORED = pc.field("scored")
 COSINES = ("mean_cosine", "weighted_cosine", "pooled_cosine")
 
 
+def natural(label: str) -> tuple[int, float, str]:
+    """A key that sorts labels which are numbers by their size, and before all others."""
+    try:
+        return (0, float(label), label)
+    except ValueError:
+        return (1, 0.0, label)
+
+
 def require_sampled(run: Run) -> None:
     """Refuse a run whose nodes were taken outright: no average over them speaks of on-policy nodes."""
     if run.identity.get("node_selection") == "top":
@@ -40,6 +48,8 @@ def scored_rows(run: Run, support: str) -> pd.DataFrame:
 def node_rows(run: Run, support: str) -> pd.DataFrame:
     """Those of `scored_rows` with depth, paths and divergences: `depth_share` is depth over the mean length of the question's rollouts."""
     rows = scored_rows(run, support)
+    if rows.empty:
+        raise GradalignError("the run has no scored node; score with a larger --budget")
     nodes = run.frame("nodes", ["question", "node", "depth", "window", "visits", "visits_wrong", "student_entropy"], _SCORED)
     lengths = run.frame("scores", ["question", "length"]).groupby("question")["length"].first()
     nodes = nodes.assign(

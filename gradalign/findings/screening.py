@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 
-from gradalign.findings.accuracy import Accuracy, accuracy_of_teachers
+from gradalign.findings.accuracy import Accuracy, accuracy_of_teachers, share_with_interval
 from gradalign.findings.notes import disagreements, outcome_notes
 from gradalign.findings.ranking import Ranking, rank
+from gradalign.findings.rows import natural
+from gradalign.findings.tokens import pairs_of
 from gradalign.findings.wording import SCORE_HEADS, remarks, score_cell, score_formats
-from gradalign.inference import bootstrap_counts, influence_interval, percentile_interval
+from gradalign.inference import bootstrap_counts, percentile_interval
 from gradalign.sheets import Head, Remark, Sheet, Shown, interval, number, percent
 from gradalign.store import Run
 from gradalign.types import REWARDS, GradalignError
@@ -96,16 +98,21 @@ def screen_contexts(run: Run, objective: str | None = None, draws: int = 2000, s
     Accuracy and copying are known where the run was scored with `teacher_rollouts`. Scores are those of the `objective`, the run's first
     unless given.
     """
-    known = run.identity["objectives"]
-    objective = objective or known[0]
-    if objective not in known:
-        raise GradalignError(f"the run has no objective {objective!r}; choose from {', '.join(known)}")
-    teachers = [teacher for teacher in run.identity["teachers"] if teacher != REWARDS]
+    pairs = pairs_of(run)
+    known = list(dict.fromkeys(o for t, o in pairs if t != REWARDS))
+    objective = objective or next(iter(known), None)
+    if objective is None or objective not in known:
+        raise GradalignError(
+            f"no teacher was scored with objective {objective!r}; choose from {', '.join(known) or 'none in this run'}"
+        )
+    teachers = run.identity["teachers"]
     questions = (
         run.frame("questions", ["question", "pass_rate", "difficulty", "rollouts"]).query("rollouts > 0").set_index("question")
     )
-    ranking, unranked = _ranked(run, draws, seed)
-    ranked = {} if ranking is None else _rows_of(ranking, objective)
+    if questions.empty:
+        raise GradalignError("no question of this run has a rollout; the run's `skipped` table says why")
+    ranking, notes = _ranked(run, objective, draws, seed)
+    ranked = {} if ranking is None else {row["teacher"]: row for row in ranking.frame.to_dict("records")}
     answers, accurate = _answers(run, questions), accuracy_of_teachers(run)
     counts = bootstrap_counts(len(questions), draws, seed).astype(np.float64)
     rows = []
@@ -124,23 +131,21 @@ def screen_contexts(run: Run, objective: str | None = None, draws: int = 2000, s
     warned = disagreements(frame, accurate, lambda row: row["teacher"])
     suspects = {teacher for teacher in teachers if any(warning.startswith(f"{teacher}: ") for warning in warned)}
     alone = questions["pass_rate"].to_numpy(dtype=np.float64)
-    recommendation, reasons, doubts = _recommend(frame, by, suspects, float(alone.mean()))
+    recommendation, reasons, doubts = _recommend(frame, by, suspects)
     return ContextScreening(
         _with_alone(frame, alone), _by_difficulty(run, answers, questions), objective, len(questions), recommendation, tuple(reasons),
-        tuple(doubts), tuple(warned), (*unranked, *outcome_notes(run)),
+        tuple(doubts), tuple(warned), (*notes, *outcome_notes(run)),
     )  # fmt: skip
 
 
-def _ranked(run: Run, draws: int, seed: int) -> tuple[Ranking | None, list[str]]:
+def _ranked(run: Run, objective: str, draws: int, seed: int) -> tuple[Ranking | None, list[str]]:
+    """The ranking of one objective's teachers, and what has to be said of the questions that it is over."""
     try:
-        return rank(run, draws=draws, seed=seed), []
+        ranking = rank(run, draws=draws, seed=seed, objectives=[objective])
     except GradalignError as fault:
         return None, [f"not ranked: {fault}"]
-
-
-def _rows_of(ranking: Ranking, objective: str) -> dict[str, dict]:
-    mine = ranking.frame[ranking.frame["objective"] == objective]
-    return {row["teacher"]: row for row in mine.to_dict("records")}
+    left = f"scores are over {ranking.questions} questions that all teachers share; {ranking.left_out} are left out"
+    return ranking, [left] if ranking.left_out else []
 
 
 def _answers(run: Run, questions: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -189,21 +194,14 @@ def _copying(mine: pd.DataFrame | None, questions: pd.DataFrame, counts: np.ndar
 
 def _with_alone(frame: pd.DataFrame, pass_rate: np.ndarray) -> pd.DataFrame:
     """The frame with a row of the student's own accuracy at the end."""
-    mean = pass_rate.mean()
-    low, high = influence_interval(np.array([mean]), (pass_rate - mean)[None])
-    alone = {
-        "teacher": ALONE,
-        "accuracy": mean,
-        "accuracy_low": max(low[0], 0.0),
-        "accuracy_high": min(high[0], 1.0),
-        "tied": False,
-    }
+    mean, low, high = share_with_interval(pass_rate)
+    alone = {"teacher": ALONE, "accuracy": mean, "accuracy_low": low, "accuracy_high": high, "tied": False}
     return pd.concat([frame, pd.DataFrame([alone]).reindex(columns=frame.columns)], ignore_index=True)
 
 
 def _by_difficulty(run: Run, answers: dict[str, pd.DataFrame], questions: pd.DataFrame) -> pd.DataFrame:
-    group = questions["difficulty"]
-    if group.isna().all():
+    group = questions["difficulty"].fillna("not stated")
+    if questions["difficulty"].isna().all():
         shown = run.frame("rollouts", ["question", "purpose", "reward"], pc.field("purpose") == "demonstration")
         rate = shown.groupby("question")["reward"].mean().reindex(questions.index)
         group = pd.Series(None, index=questions.index, dtype=object)
@@ -211,24 +209,25 @@ def _by_difficulty(run: Run, answers: dict[str, pd.DataFrame], questions: pd.Dat
             group[(rate >= low) & (rate < high)] = name
     columns = [(teacher, mine["success"]) for teacher, mine in answers.items()] + [(ALONE, questions["pass_rate"])]
     rows = []
-    for name in sorted(group.dropna().unique(), key=str):
+    for name in sorted(group.dropna().unique(), key=natural):
         for teacher, success in columns:
             values = success[success.index.isin(group.index[group == name])].dropna().to_numpy(dtype=np.float64)
             if not len(values):
                 continue
-            mean = values.mean()
-            low, high = influence_interval(np.array([mean]), (values - mean)[None])
+            mean, low, high = share_with_interval(values)
             rows.append({
-                "teacher": teacher, "group": name, "questions": len(values), "accuracy": mean,
-                "accuracy_low": float(np.clip(low[0], 0, 1)), "accuracy_high": float(np.clip(high[0], 0, 1)),
+                "teacher": teacher, "group": name, "questions": len(values), "accuracy": mean, "accuracy_low": low, "accuracy_high": high,
             })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _recommend(frame: pd.DataFrame, by: str, suspects: set[str], alone: float) -> tuple[str, list[str], list[str]]:
+def _recommend(frame: pd.DataFrame, by: str, suspects: set[str]) -> tuple[str, list[str], list[str]]:
     """The context to train under, in words: what speaks for it and what against. Of those that cannot be told from the best, one against
     which nothing else speaks goes before."""
-    sound = [row for row in frame.to_dict("records") if row["teacher"] not in suspects and not np.isnan(row[by])]
+    scored = [row for row in frame.to_dict("records") if not np.isnan(row[by])]
+    if not scored:
+        return "Recommended: none can be; what a step toward these contexts would do is not known from this run.", [], []
+    sound = [row for row in scored if row["teacher"] not in suspects]
     if not sound or sound[0][by] <= 0:
         return "Recommended: none of these contexts; a step toward any of them shows no sign of helping.", [], []
     rivals = [row for row in sound if row is sound[0] or (row["tied"] and row[by] > 0)]
@@ -240,7 +239,10 @@ def _recommend(frame: pd.DataFrame, by: str, suspects: set[str], alone: float) -
         f"a step toward it on some questions raises success on {what} {most} ({SCORE_HEADS[by]} {score_cell(best, by, show)})"
     ]
     if best["lift_low"] > 0:
-        reasons.append(f"with it the student is right {percent(best['accuracy'])} of the time, alone {percent(alone)}")
+        alone = percent(best["accuracy"] - best["lift"])
+        reasons.append(
+            f"with it the student is right {percent(best['accuracy'])} of the time, alone {alone} on the same questions"
+        )
     doubts = [] if best[f"{by}_low"] > 0 else [f"the interval of its {by} holds 0: more questions would tell"]
     others = [row["teacher"] for row in sound if row is not best and (row["tied"] or row is sound[0])]
     doubts += [f"{', '.join(others)} cannot be told from it"] if others else []

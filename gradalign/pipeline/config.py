@@ -63,6 +63,11 @@ class RunConfig:
                 raise GradalignError(f"a {kind} is given twice among {', '.join(specs)}; give each once")
             for spec in specs:
                 parse(spec)
+        if all(parse_objective(spec).teacherless for spec in self.objectives):
+            raise GradalignError(
+                f"{', '.join(self.objectives)} looks at rewards alone, and does not say which nodes matter; give an objective with a "
+                "teacher beside it, as --objective reverse_kl"
+            )
         for spec in self.tokens:
             if str(parse_tokens(spec)) != spec or spec in ("all", "positive_alignment"):
                 raise GradalignError(f"no steps can be kept for tokens {spec!r}; give incorrect_paths or entropy_top:SHARE")

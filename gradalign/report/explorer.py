@@ -1,7 +1,7 @@
 """Token data for the report's explorer: a packet for each question, compressed, as many as the page may hold.
 
 A packet has the question's prompts, some of its rollouts, and at their nodes all that `findings.tokens` knows. Numbers have five
-significant digits.
+significant digits, those of every node (divergences, entropies) three.
 """
 
 # pandas types its results too widely for these rules.
@@ -46,19 +46,20 @@ def pack_tokens(
 ) -> Explorer:
     """Pack up to `most_questions` questions, in the run's random order, into at most about `most_bytes` of text.
 
-    Where rollouts have to be left out, those that pass the most scored nodes stay, right and wrong ones in turn. `done` is told which
-    share of the work is behind.
+    Where rollouts have to be left out, those that pass the most scored nodes stay, right and wrong ones in turn; a wrong one comes first in
+    every other question. `done` is told which share of the work is behind.
     """
     scored = run.frame("questions", ["question", "difficulty", "pass_rate", "scored_nodes"])
     ids = scored.loc[scored["scored_nodes"] > 0, "question"].tolist()
     chosen, pairs = ids[:most_questions], pairs_of(run)
-    teachers = [teacher for teacher in run.identity["teachers"] if any(t == teacher for t, _ in pairs)]
-    share, packets, listed, whole = most_bytes // max(len(chosen), 1), [], [], True
+    teachers = list(dict.fromkeys(teacher for teacher, _ in pairs if teacher != REWARDS)) or [REWARDS]
+    share, packets, listed, whole, room = most_bytes // max(len(chosen), 1), [], [], True, most_bytes
     for first in range(0, len(chosen), 50):
-        for view in question_tokens(run, chosen[first : first + 50]):
-            packet, shown = _packet(view, teachers, pairs, share)
-            if sum(map(len, packets)) + len(packet) > most_bytes and packets:
-                continue
+        for view in question_tokens(run, chosen[first : first + 50]) if room >= 0 else ():
+            packet, shown = _packet(view, teachers, pairs, share, wrong_first=len(packets) % 2 == 0)
+            room -= len(packet)
+            if room < 0 and packets:
+                break
             packets.append(packet)
             done(len(packets) / len(chosen))
             whole &= shown == len(view.rollouts)
@@ -87,9 +88,11 @@ def _listed(view: QuestionTokens, shown: int) -> dict[str, Any]:
     }
 
 
-def _packet(view: QuestionTokens, teachers: Sequence[str], pairs: Sequence[tuple[str, str]], most: int) -> tuple[str, int]:
+def _packet(
+    view: QuestionTokens, teachers: Sequence[str], pairs: Sequence[tuple[str, str]], most: int, wrong_first: bool
+) -> tuple[str, int]:
     """The question as base64 of compressed JSON, with as many rollouts as fit, at least one; and how many these are."""
-    order = _worth_showing(view)
+    order = _worth_showing(view, wrong_first)
     count = min(len(order), _MOST_ROLLOUTS)
     while True:
         content = json.dumps(
@@ -101,14 +104,14 @@ def _packet(view: QuestionTokens, teachers: Sequence[str], pairs: Sequence[tuple
         count = max(1, min(count - 1, int(count * most / len(packet))))
 
 
-def _worth_showing(view: QuestionTokens) -> list[TokenRollout]:
+def _worth_showing(view: QuestionTokens, wrong_first: bool) -> list[TokenRollout]:
     """Rollouts that pass the most scored nodes first, wrong and right ones in turn."""
     scored = view.nodes["scored"]
     order = sorted(view.rollouts, key=lambda r: (-np.count_nonzero(scored.reindex(r.nodes)), r.number))
     wrong, right = ([r for r in order if (r.reward == 1) == kind] for kind in (False, True))
     found = []
     while wrong or right:
-        found += [kind.pop(0) for kind in (wrong, right) if kind]
+        found += [kind.pop(0) for kind in ((wrong, right) if wrong_first else (right, wrong)) if kind]
     return found
 
 
@@ -121,6 +124,7 @@ def _content(
     return {
         "prompt": view.question["prompt"],
         "answer": view.question["answer"],
+        "first": sorted(r.number for r in rollouts).index(rollouts[0].number),
         "messages": [view.messages.get(teacher) for teacher in teachers],
         "rollouts": [
             {"number": r.number, "reward": r.reward, "outcome": r.outcome, "stop": r.stop, "answer": r.read_answer,
@@ -128,8 +132,8 @@ def _content(
             for r in sorted(rollouts, key=lambda r: r.number)
         ],
         "nodes": {"node": nodes.tolist(), "informative": [None if pd.isna(v) else bool(v) for v in at["informative"]],
-                  **{name: _column(at[name]) for name in _NODE}},
-        "teachers": [{name: _column(rows[name]) for name in _TEACHER} for rows in _by(view.teachers, nodes, [(t,) for t in teachers])],
+                  **{name: _column(at[name], 3) for name in _NODE}},
+        "teachers": [{name: _column(rows[name], 3) for name in _TEACHER} for rows in _by(view.teachers, nodes, [(t,) for t in teachers])],
         "pairs": [{name: _column(rows[name]) for name in _PAIR} for rows in _by(view.pairs, nodes, pairs)],
         "tried": _tried(view, nodes, teachers, pairs),
     }  # fmt: skip
@@ -171,9 +175,9 @@ def _tried(
     }
 
 
-def _column(values: pd.Series) -> list[float | None]:
-    """Numbers to five significant digits, missing ones as None."""
+def _column(values: pd.Series, digits: int = 5) -> list[float | None]:
+    """Numbers to so many significant digits, missing ones as None."""
     exact = values.to_numpy(dtype=np.float64)
     size = np.abs(exact)
-    scale = 10.0 ** (4 - np.floor(np.log10(np.where(np.isfinite(size) & (size > 0), size, 1.0))))
+    scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.where(np.isfinite(size) & (size > 0), size, 1.0))))
     return [None if number != number else number for number in (np.round(exact * scale) / scale).tolist()]

@@ -62,13 +62,12 @@ def paths_figure(frame: pd.DataFrame) -> str:
         return _svg(figure, "paths")
 
 
-def profile_figure(frame: pd.DataFrame, label: str, salt: str) -> str:
-    """Mean cosine over groups of nodes, one line a teacher (of one objective)."""
+def profile_figure(frame: pd.DataFrame, teachers: Sequence[str], label: str, salt: str) -> str:
+    """Mean cosine over groups of nodes, one line for each of at most `MOST` teachers (of one objective)."""
     groups = list(dict.fromkeys(frame.loc[frame["nodes"] > 0, "group"]))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         axes = figure.subplots()
-        teachers = list(dict.fromkeys(frame["teacher"]))[:MOST]
         for i, teacher in enumerate(teachers):
             rows = frame[frame["teacher"] == teacher].set_index("group").reindex(groups)
             x = np.arange(len(groups)) + (i - (len(teachers) - 1) / 2) * 0.08
@@ -85,12 +84,11 @@ def profile_figure(frame: pd.DataFrame, label: str, salt: str) -> str:
         return _svg(figure, salt)
 
 
-def scatter_figure(frame: pd.DataFrame, quantity: str, label: str) -> str:
-    """Alignment of nodes against a divergence, a marker for each teacher; points are drawn as one picture."""
+def scatter_figure(frame: pd.DataFrame, teachers: Sequence[str], quantity: str, label: str) -> str:
+    """Alignment of nodes against a divergence, a marker for each of at most `MOST` teachers; points are drawn as one picture."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         axes = figure.subplots()
-        teachers = list(dict.fromkeys(frame["teacher"]))[:MOST]
         for i, teacher in enumerate(teachers):
             rows = frame[frame["teacher"] == teacher]
             axes.plot(
@@ -160,7 +158,8 @@ def _bars(
 
 
 def _legend(axes: Axes, count: int) -> None:
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=max(1, min(count, 4)))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=max(1, min(count, 4)))
 
 
 def _short(name: str, most: int = 44) -> str:

@@ -82,10 +82,13 @@ def _shown(explorer: Explorer, questions: int) -> str:
         return "No question of this run has scored tokens."
     if explorer.whole and held == questions:
         return f"All {questions:,} questions and all their rollouts are here."
-    part = f"Tokens of {held:,} of {questions:,} questions are here" + (
-        ", taken at random" if held < explorer.questions else ""
+    chance = ", taken at random" if held < explorer.questions else ""
+    most = max(question["shown"] for question in explorer.index["questions"])
+    which = "the rollout that passes" if most == 1 else f"up to {most} rollouts, those that pass"
+    return (
+        f"Tokens of {held:,} of {questions:,} questions are here{chance}; of each {which} the most scored tokens. "
+        "`gradalign show` has every one."
     )
-    return f"{part}; of each the rollouts that pass the most scored tokens, right and wrong ones in turn. `gradalign show` has every one."
 
 
 def _environment() -> Environment:

@@ -27,12 +27,13 @@ from gradalign.findings import (
 )
 from gradalign.findings.overview import PROFILES
 from gradalign.findings.rows import node_rows
+from gradalign.findings.tokens import pairs_of
 from gradalign.findings.wording import SCORE_HEADS, SCORE_SCALE
 from gradalign.report import figures
 from gradalign.report.summary import summarise
 from gradalign.sheets import Head, Remark, Sheet, Shown
 from gradalign.store import Run
-from gradalign.types import GradalignError
+from gradalign.types import REWARDS, GradalignError
 
 _POINTS = 3000  # of the scatter
 _F = TypeVar("_F", bound=Shown)
@@ -53,11 +54,20 @@ class Section:
 
 @dataclass(frozen=True)
 class _Page:
-    """What every section may look at: the run, the objective that is drawn where one has to be chosen, and a seed."""
+    """What every section may look at: the run, a seed, and what is drawn where something has to be chosen: the first objective that has
+    a teacher, and its teachers, both in the order of the ranking."""
 
     run: Run
-    objective: str
     seed: int
+    objective: str
+    teachers: tuple[str, ...]
+
+    def drawn(self, frame: pd.DataFrame) -> tuple[list[str], str]:
+        """The first teachers that have rows in `frame`, as many as a figure can tell apart, and words for those left out."""
+        known = {*frame["teacher"]}
+        having = [teacher for teacher in self.teachers if teacher in known]
+        more = f"; {figures.MOST} of {len(having)} teachers are drawn, best first" if len(having) > figures.MOST else ""
+        return having[: figures.MOST], more
 
 
 def make_sections(
@@ -85,13 +95,20 @@ def make_sections(
             stage(_TITLES[name].lower(), done / len(wanted))
             found[name] = _or_reason(wanted[name])
     found["divergence"] = found["difficulty"] = found["depth"]
-    ranking = found["ranking"]
-    first = run.identity["objectives"][0] if isinstance(ranking, str) else str(ranking.frame["objective"].iloc[0])
-    page = _Page(run, first, seed)
+    page = _page(run, found["ranking"], seed)
     sections = [_section(name, found[name], page) for name in _TITLES if name in found]
     sections.append(Section("skipped", _TITLES["skipped"], _LEADS["skipped"], (), (_skipped(run),)))
     told = (None if isinstance(found[name], str) else found[name] for name in ("ranking", "paths", "contexts"))
     return summarise(*told), sections
+
+
+def _page(run: Run, ranking: Ranking | str, seed: int) -> _Page:
+    pairs = pairs_of(run)
+    if not isinstance(ranking, str):
+        pairs = [*zip(ranking.frame["teacher"], ranking.frame["objective"], strict=True)]
+    taught = [(teacher, objective) for teacher, objective in pairs if teacher != REWARDS] or pairs
+    objective = taught[0][1] if taught else run.identity["objectives"][0]
+    return _Page(run, seed, objective, tuple(teacher for teacher, o in taught if o == objective))
 
 
 def _or_reason(finding: Callable[[], _F]) -> _F | str:
@@ -165,20 +182,23 @@ def _difficulty(found: AlignmentFindings, page: _Page) -> _Content:
 
 def _profile(found: AlignmentFindings, by: str, page: _Page) -> Picture:
     rows = found.profiles[(found.profiles["by"] == by) & (found.profiles["objective"] == page.objective)]
-    return figures.profile_figure(rows, PROFILES[by], by), f"Mean cosine by {PROFILES[by]}, {page.objective}"
+    teachers, more = page.drawn(rows[rows["nodes"] > 0])
+    return figures.profile_figure(rows, teachers, PROFILES[by], by), f"Mean cosine by {PROFILES[by]}, {page.objective}{more}"
 
 
 def _divergence(found: AlignmentFindings, page: _Page) -> _Content:
     rows = node_rows(page.run, "visited")
     known = rows["informative"].astype(bool) & rows["cos"].notna() & rows["reverse_kl"].notna()
     rows = rows[known & (rows["objective"] == page.objective)]
+    teachers, more = page.drawn(rows)
+    rows = rows[rows["teacher"].isin(teachers)]
     if len(rows) > _POINTS:
         rows = rows.iloc[np.sort(np.random.default_rng(page.seed).choice(len(rows), _POINTS, replace=False))]
-    drawn = figures.scatter_figure(rows, "reverse_kl", "KL(student || teacher), nats")
-    return [(drawn, f"{len(rows):,} informative nodes under {page.objective}")], [
-        *found.association_sheets(),
-        found.selective_sheet(),
-    ]
+    sheets = [*found.association_sheets(), found.selective_sheet()]
+    if rows.empty:
+        return [], sheets
+    drawn = figures.scatter_figure(rows, teachers, "reverse_kl", "KL(student || teacher), nats")
+    return [(drawn, f"{len(rows):,} informative nodes under {page.objective}{more}")], sheets
 
 
 def _paced(found: PacedDiagnostics, page: _Page) -> _Content:

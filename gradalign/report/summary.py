@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from gradalign.findings import ContextScreening, PathComparison, Ranking
 from gradalign.findings.wording import SCORE_HEADS, score_cell, score_formats
 from gradalign.sheets import Remark
+from gradalign.types import REWARDS
 
 _LEVEL = 0.05
 
@@ -31,7 +32,7 @@ def _of_ranking(ranking: Ranking) -> Iterator[Remark]:
     best, worst = frame.iloc[0].to_dict(), frame[frame[by].notna()].iloc[-1].to_dict()
     where = "on other questions" if by == "transfer_drive" else "where it is taken"
     value = f"{SCORE_HEADS[by]} {score_cell(best, by, show)}"
-    step = f"Over {ranking.questions} questions, a step of {best['objective']} toward {best['teacher']}"
+    step = f"Over {ranking.questions} questions, a {_step(best)}"
     if best[f"{by}_low"] > 0:
         yield Remark(f"{step} raises success {where} most: {value}.")
     elif best[by] > 0:
@@ -43,7 +44,11 @@ def _of_ranking(ranking: Ranking) -> Iterator[Remark]:
         yield Remark(f"{ties} of {len(frame) - 1} others cannot be told from it: more questions would tell.", "note")
     if worst[f"{by}_high"] < 0:
         value = score_cell(worst, by, show)
-        yield Remark(f"A step of {worst['objective']} toward {worst['teacher']} would do harm: {value}.", "warning")
+        yield Remark(f"A {_step(worst)} would do harm: {value}.", "warning")
+
+
+def _step(row: dict) -> str:
+    return f"step of {row['objective']}" + ("" if row["teacher"] == REWARDS else f" toward {row['teacher']}")
 
 
 def _of_paths(paths: PathComparison) -> Iterator[Remark]:

@@ -203,6 +203,8 @@ def _parquet(table: str, rows: list[dict[str, Any]] | pa.Table) -> bytes:
 
 
 def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,9 +12,10 @@
   };
   const panes = by("panes"), detail = by("detail"), said = by("said"), messages = by("messages");
   const loaded = new Map();
-  const state = {question: 0, rollout: 0, teacher: "", beside: "", objective: "", quantity: index.quantities[0].name, threshold: 0, at: null};
+  const state = {question: 0, rollout: null, teacher: "", beside: "", objective: "", quantity: index.quantities[0].name, threshold: 0, at: null};
   let data = null;
   let turn = 0;
+  let keeping = 0;
 
   // Text ------------------------------------------------------------------------------------------------------------------
   const OBEYED = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
@@ -136,12 +137,21 @@
       token.setAttribute("aria-selected", here ? "true" : "false");
       token.tabIndex = here ? 0 : -1;
     }
+    reveal();
     if (focus) {
       const token = panes.querySelector(`.token[data-place="${state.at}"]`);
       if (token) token.focus();
     }
     describe(state.at);
     keepPlace();
+  }
+
+  function reveal() {
+    for (const list of panes.querySelectorAll(".rollout")) {
+      const token = list.querySelector(`.token[data-place="${state.at}"]`);
+      const below = token && token.offsetTop + token.offsetHeight > list.scrollTop + list.clientHeight;
+      if (token && (below || token.offsetTop < list.scrollTop)) list.scrollTop = token.offsetTop - list.clientHeight / 2;
+    }
   }
 
   function describe(place) {
@@ -208,6 +218,7 @@
     messages.replaceChildren(make("h3", "The student saw"), make("pre", data.prompt));
     for (const teacher of [state.teacher, state.beside].filter(Boolean)) {
       const message = data.messages[teacherPlace(teacher)];
+      if (teacher === index.rewards) continue;
       messages.append(make("h3", `${teacher} saw`));
       messages.append(known(message) ? make("pre", message) : make("p", "This teacher could not be built for this question.", {class: "note"}));
     }
@@ -246,7 +257,8 @@
     const kept = {
       q: question, r: rollout().number, t: state.teacher, b: state.beside, o: state.objective, by: state.quantity, from: state.threshold, at: state.at,
     };
-    history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
+    clearTimeout(keeping);  // browsers refuse many calls in short time, as a held key would make
+    keeping = setTimeout(() => history.replaceState(null, "", `#${new URLSearchParams(kept)}`), 120);
   }
 
   function option(value, label) {
@@ -269,7 +281,7 @@
     const found = await load(state.question);
     if (mine !== turn) return;
     data = found;
-    state.rollout = Math.min(state.rollout, data.rollouts.length - 1);
+    state.rollout = state.rollout === null ? data.first : Math.min(state.rollout, data.rollouts.length - 1);
     if (!index.teachers.includes(state.teacher)) state.teacher = index.teachers[0];
     if (!index.teachers.includes(state.beside) || state.beside === state.teacher) state.beside = "";
     const objectives = objectivesOf(state.teacher);
@@ -287,6 +299,7 @@
     drawMessages();
     describe(state.at);
     root.hidden = false;
+    reveal();
   }
 
   function fromFragment() {
@@ -316,11 +329,11 @@
     await show(wanted);
     keepPlace();
   }
-  pick.question.addEventListener("change", () => change({question: Number(pick.question.value), rollout: 0, at: null}));
+  pick.question.addEventListener("change", () => change({question: Number(pick.question.value), rollout: null, at: null}));
   pick.rollout.addEventListener("change", () => change({rollout: Number(pick.rollout.value), at: null}));
   for (const name of ["teacher", "beside", "objective", "quantity"]) pick[name].addEventListener("change", () => change({[name]: pick[name].value}));
   pick.threshold.addEventListener("input", () => change({threshold: Number(pick.threshold.value)}));
-  const move = (by) => change({question: (state.question + by + index.questions.length) % index.questions.length, rollout: 0, at: null});
+  const move = (by) => change({question: (state.question + by + index.questions.length) % index.questions.length, rollout: null, at: null});
   by("before").addEventListener("click", () => move(-1));
   by("after").addEventListener("click", () => move(1));
   by("worst").addEventListener("click", nextWorst);
