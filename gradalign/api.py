@@ -104,7 +104,13 @@ def run_score(
     templates = {f"text of {path}": digest for path, digest in template_fingerprints(cast.teachers).items()}
     brought = [o.function for o in map(parse_objective, config.objectives) if o.function is not None]
     functions = {f"code of {name}": digest for name, digest in fingerprint_functions(brought).items()}
-    identity = config.as_dict() | fingerprints | templates | functions | {"data": data_fingerprint(chosen)}
+    identity = (
+        config.as_dict()
+        | fingerprints
+        | templates
+        | functions
+        | {"engine": cast.student.engine.kind, "data": data_fingerprint(chosen)}
+    )
     folder.open(identity, provenance(cast) | {"questions": len(chosen)})
     execute(folder, chosen, cast, config, effort or Effort(), progress)
     return load_run(folder.path)
@@ -153,6 +159,8 @@ def score(
     out: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 256,
+    engine: str = "auto",
+    tensor_parallel: int = 1,
     budget: str | int = Budget().amount,
     precision: float | None = None,
     decide: float | None = None,
@@ -169,7 +177,8 @@ def score(
     """
     config = configure(questions, student, teachers, objectives, **settings)
     effort = Effort(parse_budget(str(budget)), precision, decide)
-    return run_score(config, None if out is None else Path(out), Execution(device, batch_size), effort=effort)
+    execution = Execution(device, batch_size, engine, tensor_parallel)
+    return run_score(config, None if out is None else Path(out), execution, effort=effort)
 
 
 def provenance(cast: Cast) -> dict[str, Any]:

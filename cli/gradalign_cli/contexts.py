@@ -12,6 +12,7 @@ from gradalign_cli.options import (
     Demonstrations,
     Device,
     Dtype,
+    Engine,
     Limit,
     MaxTokens,
     Out,
@@ -21,6 +22,7 @@ from gradalign_cli.options import (
     Student,
     Table,
     Temperature,
+    TensorParallel,
 )
 from gradalign_cli.progress import ProgressDisplay
 
@@ -45,6 +47,8 @@ def contexts(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 256,
+    engine: Engine = "auto",
+    tensor_parallel: TensorParallel = 1,
     chat_template: ChatTemplate = None,
 ) -> None:
     """Pre-screen teacher contexts: what each does to the student's own answers, what a step toward it would do, and its price.
@@ -79,7 +83,8 @@ def contexts(
             chat_template=None if chat_template is None else str(chat_template),
         )  # fmt: skip
         folder = out or default_folder(config)
-        run = run_score(config, folder, Execution(device, batch_size), progress, effort=Effort(parse_budget(budget)))
+        execution = Execution(device, batch_size, engine, tensor_parallel)
+        run = run_score(config, folder, execution, progress, effort=Effort(parse_budget(budget)))
     for notice in run.description["provenance"]["notices"]:
         errors.print(f"note: {safe(notice)}")
     found = screen_contexts(run)

@@ -36,4 +36,11 @@ Out = Annotated[Path | None, typer.Option(help="The run folder [default: runs/ a
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Dtype = Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16, float16.")]
 BatchSize = Annotated[int, typer.Option(help="Completions under way at once; halved when memory runs out.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="What the student samples with: auto (vllm on a CUDA machine where it is installed, else hf), hf, vllm, server:URL#MODEL."
+    ),
+]
+TensorParallel = Annotated[int, typer.Option(help="GPUs that vLLM spreads one copy of the student over.", min=1)]
 ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")]

@@ -15,6 +15,7 @@ from gradalign_cli.options import (
     Demonstrations,
     Device,
     Dtype,
+    Engine,
     Limit,
     MaxTokens,
     Out,
@@ -23,6 +24,7 @@ from gradalign_cli.options import (
     Seed,
     Student,
     Temperature,
+    TensorParallel,
 )
 from gradalign_cli.progress import ProgressDisplay, plain_bar
 
@@ -112,6 +114,8 @@ def score(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 256,
+    engine: Engine = "auto",
+    tensor_parallel: TensorParallel = 1,
     chat_template: ChatTemplate = None,
     top_k: Annotated[int | None, typer.Option(hidden=True)] = None,
     top_p: Annotated[float | None, typer.Option(hidden=True)] = None,
@@ -145,7 +149,7 @@ def score(
         settings["tokens"] = step_weightings(configurations)
         config = configure(questions, student, teachers, objectives, limit, max_tokens, **settings)
         folder = out or default_folder(config)
-        execution = Execution(device, batch_size)
+        execution = Execution(device, batch_size, engine, tensor_parallel)
         forecast = run_forecast(config, execution, progress, effort=effort) if dry_run else None
         run = None if dry_run else run_score(config, folder, execution, progress, effort=effort)
     if forecast is not None:

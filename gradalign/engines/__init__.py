@@ -1,6 +1,7 @@
 """Where completions come from: one protocol, and what keeps it. Knows token ids and seeds; nothing of trees or text."""
 
+from gradalign.engines.choose import ENGINES, student_engine
 from gradalign.engines.hf import HFEngine
 from gradalign.engines.protocol import Engine
 
-__all__ = ["Engine", "HFEngine"]
+__all__ = ["ENGINES", "Engine", "HFEngine", "student_engine"]

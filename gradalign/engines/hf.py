@@ -45,6 +45,8 @@ class _Batch:
 class HFEngine:
     """The Engine over a `CausalLanguageModel`; `batch_size` completions at most are under way at once."""
 
+    kind = "hf"
+
     def __init__(self, model: CausalLanguageModel, stop_ids: frozenset[int], batch_size: int = 256):
         self.model = model
         self.stop_ids = np.array(sorted(stop_ids))
@@ -60,6 +62,9 @@ class HFEngine:
         rows.sort(key=lambda row: (-len(row.prefix), row.request, row.replicate))
         for finished in self.batches.over(len(rows), lambda start, stop: self._sample(rows[start:stop])):
             yield from finished
+
+    def rest(self) -> None:
+        """Nothing is held between calls but the model's weights, which forward passes need too."""
 
     @torch.inference_mode()
     def _sample(self, rows: list[_Row]) -> list[Completion]:

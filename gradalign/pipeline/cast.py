@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gradalign.contexts import parse_teacher
-from gradalign.engines import Engine, HFEngine
+from gradalign.engines import Engine, HFEngine, student_engine
 from gradalign.models import CausalLanguageModel, ChatCodec, LoadedModel, LoadOptions, load_model, require_same_vocabulary
 from gradalign.pipeline.config import Execution, RunConfig
 from gradalign.types import GradalignError, TeacherSpec
@@ -30,6 +30,11 @@ class Cast:
         """The model of that name; None is the student."""
         return self.student if name is None else self.others[name]
 
+    def rest(self) -> None:
+        """Have every engine give back memory that forward passes may need."""
+        for member in (self.student, *self.others.values()):
+            member.engine.rest()
+
     @property
     def fingerprints(self) -> dict[str, str]:
         """What tells the weights apart, for run.json."""
@@ -52,7 +57,8 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
     """Load every model that the configuration names; teachers must share the student's vocabulary."""
     options = LoadOptions(execution.device, config.dtype, config.temperature, execution.batch_size, config.chat_template)
     teachers = tuple(parse_teacher(spec) for spec in config.teachers)
-    student = _load(config.student, options)
+    loaded = load_model(config.student, options)
+    student = Member(loaded, student_engine(execution.engine, loaded, execution.batch_size, execution.tensor_parallel))
     teaching = {spec.model for spec in teachers if spec.model}
     others: dict[str, Member] = {}
     for name in sorted(teaching | {spec.source for spec in teachers if spec.source}):

@@ -109,11 +109,18 @@ _LEAST = {
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out; rows do not depend on it (up to floating-point ties)."""
+    """How a run is carried out; rows do not depend on it (up to floating-point ties), but for which engine samples.
+
+    `engine` is what the student samples with: `auto`, `hf`, `vllm`, or `server:URL#MODEL`. `tensor_parallel` is the number of GPUs that one
+    copy of the student is spread over in vLLM.
+    """
 
     device: str = "auto"
     batch_size: int = 256
+    engine: str = "auto"
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise GradalignError(f"batch_size is {self.batch_size}; it must be at least 1")
+        for name in ("batch_size", "tensor_parallel"):
+            if getattr(self, name) < 1:
+                raise GradalignError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -95,6 +95,7 @@ def score_questions(
     _cast_teachers(fresh, cast, config)
     if config.teacher_rollouts:
         _sample_teachers(fresh, cast, config, progress)
+    cast.rest()
     surveyed: list[tuple[QuestionResult, _Surveyed]] = []
     for result in open_results:
         progress.stage("forward passes")
@@ -109,6 +110,7 @@ def score_questions(
         prompt, known = prompts[result.question.id], stored.get(result.question.id)
         targetings.append(_target(result, found, prompt, Reference.mean(others), cast, config, spending, known))
     sample_targeted(targetings, cast.student, config, progress.advance)
+    cast.rest()
     progress.stage("scores")
     for (result, found), targeting in zip(surveyed, targetings, strict=True):
         _score(result, found, targeting, prompts[result.question.id], cast, config)

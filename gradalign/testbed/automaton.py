@@ -52,6 +52,8 @@ class Automaton:
     state 0, has T tokens, and its last one is its verdict: 1 says that it succeeded. Question q has the prompt of one token, V + q.
     """
 
+    kind = "automaton"
+
     def __init__(
         self,
         logprobs_QTWV: Float[np.ndarray, "Q T W V"],
@@ -137,6 +139,9 @@ class Automaton:
 
     def logprobs(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         return hidden_NH
+
+    def rest(self) -> None:
+        """It holds nothing but its tables."""
 
     def complete(self, requests: Sequence[CompletionRequest]) -> Iterator[Completion]:
         """Sample completions, one step at a time for all requests together (the Engine's protocol)."""

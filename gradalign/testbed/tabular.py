@@ -26,6 +26,8 @@ class TabularModel:
     are the logits themselves, under an output layer that is the identity, unless the model is made `with_head`.
     """
 
+    kind = "tabular"
+
     def __init__(self, logits: dict[Prefix, np.ndarray], rewards: dict[Prefix, float], length: int, name: str = "tabular"):
         self.name = name
         self.length = length
@@ -90,6 +92,9 @@ class TabularModel:
 
     def logprobs(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         return torch.log_softmax(hidden_NH @ self.head_VH.T, dim=-1)
+
+    def rest(self) -> None:
+        """It holds nothing but its tables."""
 
     def complete(self, requests: Sequence[CompletionRequest]) -> Iterator[Completion]:
         """Sample completions, one depth at a time for all requests together (the Engine's protocol)."""
