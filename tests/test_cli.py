@@ -476,3 +476,33 @@ def test_the_first_question_shown_is_one_that_was_scored(gradalign, tmp_path):
     code, out, _ = gradalign("show", "r")
     assert code == 0
     assert "Start at 3" in out
+
+
+def test_status_tells_how_far_a_run_is(gradalign, tmp_path):
+    code, _, err = gradalign("status", "nowhere")
+    assert code == 2
+    assert "nowhere is not a run" in err
+    gradalign("score", *TINY, "--out", "r")
+    code, out, _ = gradalign("status", "r")
+    assert code == 0
+    assert "4 of 4 scored" in out
+    code, out, _ = gradalign("status", "r", "--json", "--watch", "1")
+    found = json.loads(out)
+    assert (code, found["state"], found["questions"], found["set_aside"]) == (0, "done", 4, [])
+    assert sorted(path.name for path in (tmp_path / "r" / "log").iterdir()) == ["session-0001.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--executor", "cloud"], "unknown executor 'cloud'; choose local or ray"),
+        (["--workers", "2"], "workers is for workers of a Ray cluster; give --executor ray"),
+        (["--place", "student"], "write NAME=DEVICE"),
+        (["--place", "nobody=cpu"], "no model 'nobody' to place; choose from student"),
+        (["--out", "nowhere://bucket/run"], "cannot be reached"),
+    ],
+)
+def test_where_to_score_is_checked_before_anything_is_loaded(gradalign, arguments, said):
+    code, _, err = gradalign("score", *TINY, *arguments)
+    assert code == 2
+    assert said in " ".join(err.split())

@@ -1,6 +1,7 @@
 """The run folder: whole parts or none, damage seen, other configurations refused, readable without this package."""
 
 import errno
+import json
 import os
 import signal
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from gradalign.store import TABLES, RunFolder, arrow_schema, load_run
+from gradalign.store.folder import checked_parts
 from gradalign.types import GradalignError
 
 SAMPLES = {pa.string(): "x", pa.int64(): 1, pa.float64(): 0.5, pa.bool_(): True, pa.list_(pa.string()): ["x"]}
@@ -119,3 +121,15 @@ def test_damaged_description_is_one_line(folder):
     (folder.path / "run.json").write_text("{")
     with pytest.raises(GradalignError, match="damaged"):
         load_run(folder.path)
+
+
+def test_a_turned_bit_anywhere_in_a_marker_is_seen(folder):
+    marker = folder.path / "finished" / "part-00001.json"
+    whole = marker.read_bytes()
+    for at in range(len(whole)):
+        for bit in (1, 4, 32):
+            marker.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            seen = checked_parts(folder.path)[1] is not None
+            assert seen or json.loads(marker.read_bytes()) == json.loads(whole), (at, bit)  # blanks may turn into other blanks
+    marker.write_bytes(whole)
+    assert checked_parts(folder.path)[1] is None

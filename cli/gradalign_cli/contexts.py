@@ -6,6 +6,7 @@ import typer
 
 from gradalign_cli.console import errors, output, safe
 from gradalign_cli.options import (
+    Address,
     BatchSize,
     Budget,
     ChatTemplate,
@@ -13,16 +14,22 @@ from gradalign_cli.options import (
     Device,
     Dtype,
     Engine,
+    Executor,
     Limit,
     MaxTokens,
     Out,
+    Place,
     Questions,
     Rollouts,
     Seed,
     Student,
     Table,
+    TeacherTopK,
     Temperature,
     TensorParallel,
+    WorkerCpus,
+    WorkerGpus,
+    Workers,
 )
 from gradalign_cli.progress import ProgressDisplay
 
@@ -49,6 +56,13 @@ def contexts(
     batch_size: BatchSize = 256,
     engine: Engine = "auto",
     tensor_parallel: TensorParallel = 1,
+    place: Place = None,
+    executor: Executor = "local",
+    workers: Workers = None,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = None,
+    address: Address = None,
+    teacher_top_k: TeacherTopK = 20,
     chat_template: ChatTemplate = None,
 ) -> None:
     """Pre-screen teacher contexts: what each does to the student's own answers, what a step toward it would do, and its price.
@@ -80,10 +94,21 @@ def contexts(
         config = configure(
             questions, student, teacher or [f"ctx:{name}" for name in CONTEXTS], [objective], limit, max_tokens, rollouts=rollouts,
             demonstrations=demonstrations, teacher_rollouts=teacher_rollouts, temperature=temperature, seed=seed, dtype=dtype,
-            chat_template=None if chat_template is None else str(chat_template),
+            teacher_top_k=teacher_top_k, chat_template=None if chat_template is None else str(chat_template),
         )  # fmt: skip
         folder = out or default_folder(config)
-        execution = Execution(device, batch_size, engine, tensor_parallel)
+        execution = Execution(
+            device,
+            batch_size,
+            engine,
+            tensor_parallel,
+            tuple(place or ()),
+            executor,
+            workers,
+            worker_cpus,
+            worker_gpus,
+            address,
+        )
         run = run_score(config, folder, execution, progress, effort=Effort(parse_budget(budget)))
     for notice in run.description["provenance"]["notices"]:
         errors.print(f"note: {safe(notice)}")

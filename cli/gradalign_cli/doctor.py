@@ -11,7 +11,13 @@ from rich.table import Table
 from gradalign_cli.console import output, safe
 
 _NEEDED = ("torch", "transformers", "numpy", "scipy", "pandas", "pyarrow", "jinja2", "rich", "typer")
-_OPTIONAL = {"gguf": "students in .gguf files", "accelerate": "students in .gguf files"}
+_OPTIONAL = {
+    "gguf": ("students in .gguf files", "gguf"),
+    "accelerate": ("students in .gguf files", "gguf"),
+    "openai": ("served models", "server"),
+    "ray": ("--executor ray", "ray"),
+    "s3fs": ("runs in s3://", "s3"),
+}
 
 
 def doctor() -> None:
@@ -28,9 +34,11 @@ def doctor() -> None:
     table.add_column("found")
     for name in _NEEDED:
         table.add_row(name, _installed(name) or "[red]missing: pip install gradalign[/]")
-    for name, purpose in _OPTIONAL.items():
-        table.add_row(name, _installed(name) or f"missing, needed for {purpose}: pip install 'gradalign\\[gguf]'")
+    for name, (purpose, extra) in _OPTIONAL.items():
+        table.add_row(name, _installed(name) or f"missing, needed for {purpose}: pip install 'gradalign\\[{extra}]'")
+    table.add_row("vllm", _vllm())
     table.add_row("device", _device())
+    table.add_row("engine auto", _engine())
     table.add_row("cores", str(os.cpu_count()))
     table.add_row("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB")
     table.add_row("built-in models", ", ".join(f"builtin:{name}" for name in builtin_names("students")) or "[red]none found[/]")
@@ -46,6 +54,27 @@ def _installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _vllm() -> str:
+    if _installed("torch") is None:
+        return "unknown without torch"
+    from gradalign.engines.vllm_setup import KNOWN, is_known, vllm_version
+
+    release = vllm_version()
+    if release is None:
+        return "missing, needed for --engine vllm: pip install 'gradalign\\[vllm]'"
+    return f"{release}, {'' if is_known(release) else 'not '}among the versions known to work ({', '.join(KNOWN)})"
+
+
+def _engine() -> str:
+    if _installed("torch") is None:
+        return "unknown without torch"
+    import torch
+
+    from gradalign.engines import suited_engine
+
+    return suited_engine("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _device() -> str:

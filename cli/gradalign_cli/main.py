@@ -21,6 +21,7 @@ from gradalign_cli.rank import rank
 from gradalign_cli.report import report
 from gradalign_cli.score import score
 from gradalign_cli.show import show
+from gradalign_cli.status import status
 
 app = typer.Typer(
     name="gradalign",
@@ -39,6 +40,7 @@ app.command()(pbsd)
 app.command()(paced)
 app.command()(report)
 app.command()(show)
+app.command()(status)
 app.command()(export)
 app.command()(doctor)
 

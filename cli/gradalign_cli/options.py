@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-RunFolder = Annotated[Path, typer.Argument(help="The run folder that `gradalign score` wrote.", metavar="RUN")]
+RunFolder = Annotated[
+    str, typer.Argument(help="The run that `gradalign score` wrote: a folder, or an address as s3://bucket/run.", metavar="RUN")
+]
 Support = Annotated[str, typer.Option(help="Support of the cosines: visited or full.")]
 Draws = Annotated[int, typer.Option(help="Bootstrap resamples of questions.", min=100, max=100_000)]
 BootstrapSeed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)]
@@ -32,7 +34,12 @@ MaxTokens = Annotated[
 ]
 Temperature = Annotated[float, typer.Option(help="Divides the logits of student, sampler and teacher.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal rows.")]
-Out = Annotated[Path | None, typer.Option(help="The run folder [default: runs/ and a name made of the settings].")]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        help="The run folder, or an address such as s3://bucket/run [default: runs/ and a name made of the settings]."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Dtype = Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16, float16.")]
 BatchSize = Annotated[int, typer.Option(help="Completions under way at once; halved when memory runs out.")]
@@ -43,4 +50,23 @@ Engine = Annotated[
     ),
 ]
 TensorParallel = Annotated[int, typer.Option(help="GPUs that vLLM spreads one copy of the student over.", min=1)]
+Place = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=DEVICE, as student=cuda:0 or Qwen3-8B=cuda:1 [default: the student on the first GPU, other models in turn on the rest]."
+    ),
+]
+Executor = Annotated[str, typer.Option(help="Where questions are scored: local (this process) or ray (workers of a cluster).")]
+Workers = Annotated[int | None, typer.Option(help="Ray workers [default: as many as there is room for].", min=1)]
+WorkerCpus = Annotated[float, typer.Option(help="CPUs that each Ray worker takes.", min=0)]
+WorkerGpus = Annotated[
+    float | None,
+    typer.Option(help="GPUs that each Ray worker takes; 0.5 lets two share one [default: 1 where there are any].", min=0),
+]
+Address = Annotated[
+    str | None, typer.Option(help="Address of a running Ray cluster, or auto [default: start one on this machine].")
+]
+TeacherTopK = Annotated[
+    int, typer.Option(help="Most likely tokens that a served teacher tells at each place; the rest is one bucket.", min=1)
+]
 ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")]

@@ -12,9 +12,7 @@ from gradalign_cli.progress import plain_bar
 
 def report(
     run: RunFolder,
-    compare: Annotated[
-        Path | None, typer.Option(help="Another run folder, to show beside this one.", show_default=False)
-    ] = None,
+    compare: Annotated[str | None, typer.Option(help="Another run, to show beside this one.", show_default=False)] = None,
     configs: Annotated[
         Path | None,
         typer.Option(help="Rank training configurations too: a YAML file, or a folder of such files.", show_default=False),
@@ -22,7 +20,7 @@ def report(
     questions: Annotated[int, typer.Option(help="Put in the tokens of so many questions at most.", min=0, max=5000)] = 200,
     draws: Draws = 1000,
     seed: BootstrapSeed = 0,
-    out: Annotated[Path | None, typer.Option(help="The file to write [default: RUN/report.html].", show_default=False)] = None,
+    out: Annotated[str | None, typer.Option(help="The file to write [default: RUN/report.html].", show_default=False)] = None,
 ) -> None:
     """Write one self-contained HTML file: findings in words, figures and tables, and every scored token with what was tried there.
 

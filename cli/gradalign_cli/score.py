@@ -9,6 +9,7 @@ import typer
 from gradalign.types import GradalignError
 from gradalign_cli.console import errors, output, safe
 from gradalign_cli.options import (
+    Address,
     BatchSize,
     Budget,
     ChatTemplate,
@@ -16,15 +17,21 @@ from gradalign_cli.options import (
     Device,
     Dtype,
     Engine,
+    Executor,
     Limit,
     MaxTokens,
     Out,
+    Place,
     Questions,
     Rollouts,
     Seed,
     Student,
+    TeacherTopK,
     Temperature,
     TensorParallel,
+    WorkerCpus,
+    WorkerGpus,
+    Workers,
 )
 from gradalign_cli.progress import ProgressDisplay, plain_bar
 
@@ -55,7 +62,8 @@ Interrupted or killed, the same command goes on where it was.
 The same command with a larger `--budget` goes on with a finished run: what was sampled stays and counts.
 
 **Teachers** `ctx:none|correct_demo|correct_wrong_demo|wrong_demo|summary|reference|answer` or `ctx:TEMPLATE.j2` (the student itself
-under a context), `model:NAME` (another model), `model:NAME+ctx:…` (both), `ctx:…@model:NAME` (demonstrations from another model).
+under a context), `model:NAME` (another model), `model:NAME+ctx:…` (both), `ctx:…@model:NAME` (demonstrations from another model);
+`server:URL#MODEL` in the place of `model:NAME` is a model that is served elsewhere.
 
 **Objectives** `reverse_kl` (alias `gkd`), `forward_kl`, `jsd:BETA`, `sampled_kl`, `minillm:GAMMA` (`minillm:1:normalised`),
 `pbsd_target:BETA`, `pbsd:BETA`, `SECOND@FIRST*STEP` (a second stage after a step of the first); without a teacher `dr_grpo`, `success`; a
@@ -116,6 +124,13 @@ def score(
     batch_size: BatchSize = 256,
     engine: Engine = "auto",
     tensor_parallel: TensorParallel = 1,
+    place: Place = None,
+    executor: Executor = "local",
+    workers: Workers = None,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = None,
+    address: Address = None,
+    teacher_top_k: TeacherTopK = 20,
     chat_template: ChatTemplate = None,
     top_k: Annotated[int | None, typer.Option(hidden=True)] = None,
     top_p: Annotated[float | None, typer.Option(hidden=True)] = None,
@@ -132,6 +147,7 @@ def score(
         "temperature": temperature,
         "seed": seed,
         "dtype": dtype,
+        "teacher_top_k": teacher_top_k,
         "chat_template": None if chat_template is None else str(chat_template),
     }
     with ProgressDisplay() as progress:
@@ -149,7 +165,18 @@ def score(
         settings["tokens"] = step_weightings(configurations)
         config = configure(questions, student, teachers, objectives, limit, max_tokens, **settings)
         folder = out or default_folder(config)
-        execution = Execution(device, batch_size, engine, tensor_parallel)
+        execution = Execution(
+            device,
+            batch_size,
+            engine,
+            tensor_parallel,
+            tuple(place or ()),
+            executor,
+            workers,
+            worker_cpus,
+            worker_gpus,
+            address,
+        )
         forecast = run_forecast(config, execution, progress, effort=effort) if dry_run else None
         run = None if dry_run else run_score(config, folder, execution, progress, effort=effort)
     if forecast is not None:
@@ -162,12 +189,12 @@ def score(
         output.print("Nodes were taken outright (--node-selection top): look at them; they cannot be ranked by.")
         output.print(f"The run lies in [bold]{safe(str(folder))}[/].", soft_wrap=True)
         return
-    place = safe(str(folder))
+    lies = safe(str(folder))
     try:
         print_sheets((rank_configurations(run, configurations) if configurations else rank(run)).sheets())
         _print_outcome(run.outcome)
     finally:
-        output.print(f"The run lies in [bold]{place}[/]; rank it again with `gradalign rank {place}`.", soft_wrap=True)
+        output.print(f"The run lies in [bold]{lies}[/]; rank it again with `gradalign rank {lies}`.", soft_wrap=True)
     if report:
         _write_report(run, configurations)
 

@@ -1,31 +1,51 @@
-"""Teachers as the user writes them: `ctx:NAME`, `model:NAME`, `model:NAME+ctx:NAME`, `ctx:NAME@model:NAME`."""
+"""Teachers as the user writes them: `ctx:NAME`, `model:NAME`, `model:NAME+ctx:NAME`, `ctx:NAME@model:NAME`, and `server:URL#MODEL` in the
+place of `model:NAME`."""
 
 import difflib
 from pathlib import Path
 
 from gradalign.contexts.render import CONTEXTS, needed_material
+from gradalign.endpoint import PREFIX, parse_address
 from gradalign.types import GradalignError, TeacherSpec
 
-_FORMS = "ctx:NAME, model:NAME, model:NAME+ctx:NAME or ctx:NAME@model:NAME"
+_FORMS = (
+    "ctx:NAME, model:NAME, model:NAME+ctx:NAME or ctx:NAME@model:NAME, with server:URL#MODEL for model:NAME where it is served"
+)
 _FROM_A_MODEL = {"correct", "wrong", "summary"}
 
 
 def parse_teacher(spec: str) -> TeacherSpec:
     """The teacher that `spec` names; a context is one of the built-in ones or the path of a Jinja template."""
-    if spec.startswith("model:"):
-        model, separator, context = spec.removeprefix("model:").partition("+ctx:")
+    if spec.startswith(("model:", PREFIX)):
+        named, separator, context = spec.partition("+ctx:")
+        model = _model(named)
         if not model or (separator and not context):
             raise GradalignError(f"teacher {spec!r} names no {'context' if model else 'model'}; write {_FORMS}")
         return TeacherSpec(spec, _known(context or "none", spec), model)
     if spec.startswith("ctx:"):
-        context, separator, source = spec.removeprefix("ctx:").partition("@model:")
+        context, separator, named = _sourced(spec.removeprefix("ctx:"))
+        source = _model(named)
         if separator and not source:
             raise GradalignError(f"teacher {spec!r} names no model after the @; write {_FORMS}")
         known = _known(context, spec)
         if source and not _FROM_A_MODEL & {*needed_material(known)}:
-            raise GradalignError(f"teacher {spec!r}: context {context!r} takes nothing from a model; leave out @model:{source}")
+            raise GradalignError(f"teacher {spec!r}: context {context!r} takes nothing from a model; leave out @{named}")
         return TeacherSpec(spec, known, None, source or None)
     raise GradalignError(f"teacher {spec!r} is not of the form {_FORMS}")
+
+
+def _sourced(text: str) -> tuple[str, str, str]:
+    """A context, an @ if there is one before a model, and that model."""
+    found = ((*text.partition(f"@{kind}"), kind) for kind in ("model:", PREFIX))
+    context, separator, name, kind = next((parts for parts in found if parts[1]), (text, "", "", ""))
+    return context, separator, kind + name
+
+
+def _model(named: str) -> str:
+    """The name of a model: without `model:`, but with `server:`."""
+    if named.startswith(PREFIX):
+        parse_address(named)
+    return named.removeprefix("model:")
 
 
 def _is_file(path: str) -> bool:

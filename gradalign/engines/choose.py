@@ -1,14 +1,17 @@
 """Which engine samples the student: what the user names, or what suits the machine."""
 
+import logging
 from importlib.util import find_spec
 
-import torch
-
+from gradalign.endpoint import PREFIX
 from gradalign.engines.hf import HFEngine
 from gradalign.engines.protocol import Engine
-from gradalign.models import CausalLanguageModel, LoadedModel
+from gradalign.engines.vllm import VLLMEngine
+from gradalign.engines.vllm_setup import require_vllm
+from gradalign.models import CausalLanguageModel, LoadedModel, resolve_model
 from gradalign.types import GradalignError
 
+log = logging.getLogger(__name__)
 ENGINES = ("auto", "hf", "vllm", "server:URL#MODEL")
 
 
@@ -16,11 +19,25 @@ def student_engine(spec: str, loaded: LoadedModel, batch_size: int, tensor_paral
     """The engine that `spec` names over a loaded student; `auto` is vLLM on a CUDA machine where it is installed, else transformers."""
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
-    kind = _suited(model) if spec == "auto" else spec
+    kind = suited_engine(model.device.type, resolve_model(model.name).kind) if spec == "auto" else spec
     if kind == "hf":
         return HFEngine(model, loaded.codec.stop_ids, batch_size)
+    if kind == "vllm":
+        return VLLMEngine(model, loaded.codec.stop_ids, tensor_parallel)
+    if kind.startswith(PREFIX):
+        from gradalign.engines.server import connect_student  # needs the extra `server`
+
+        return connect_student(kind, loaded, batch_size)
     raise GradalignError(f"unknown engine {spec!r}; choose from {', '.join(ENGINES)}")
 
 
-def _suited(model: CausalLanguageModel) -> str:
-    return "vllm" if model.device.type == "cuda" and find_spec("vllm") is not None and torch.cuda.is_available() else "hf"
+def suited_engine(device: str, files: str = "folder") -> str:
+    """What `auto` means on that type of device for a model from such files: vLLM on CUDA where it can be imported, else transformers."""
+    if device != "cuda" or files == "gguf" or find_spec("vllm") is None:
+        return "hf"
+    try:
+        require_vllm()
+    except GradalignError as error:
+        log.warning("%s; going on with transformers", error)
+        return "hf"
+    return "vllm"

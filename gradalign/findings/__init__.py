@@ -11,7 +11,7 @@ from gradalign.findings.paths import PathComparison, compare_paths
 from gradalign.findings.pbsd import RewardReweighting, reward_reweighting
 from gradalign.findings.ranking import Ranking, paired_difference, rank
 from gradalign.findings.screening import ContextScreening, screen_contexts
-from gradalign.findings.standing import Standing, standing_of
+from gradalign.findings.standing import Standing, Tally, standing_of
 
 __all__ = [
     "BREAK_DOWNS",
@@ -27,6 +27,7 @@ __all__ = [
     "RewardReweighting",
     "RunComparison",
     "Standing",
+    "Tally",
     "alignment_findings",
     "break_down",
     "compare_paths",

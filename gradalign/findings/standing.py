@@ -3,8 +3,9 @@
 # pandas types its results too widely for these rules.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,17 +74,54 @@ class Standing:
         return (self.dot_MQ if by == "drive" else self.advantage_MQ), 1.0, self.length_MQ
 
 
+_SUMS = ("length", "dot", "dot_se", "d_norm2", "advantage")
+
+
+class Tally:
+    """`scores` rows as a run brings them, part by part, kept as numbers: a long run's standing is soon made and takes little memory."""
+
+    def __init__(self, teachers: Sequence[str], objectives: Sequence[str]):
+        self.teachers = (*teachers, REWARDS)
+        self.keys = tuple((teacher, objective) for teacher in self.teachers for objective in objectives)
+        self.parts: dict[int, tuple[tuple[str, ...], np.ndarray]] = {}
+
+    def put(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take the rows of a part, in place of those it had."""
+        kept = list(rows)
+        questions = {question: q for q, question in enumerate(dict.fromkeys(row["question"] for row in kept))}
+        place = {key: m for m, key in enumerate(self.keys)}
+        sums = np.full((1 + len(_SUMS), len(self.keys), len(questions)), np.nan)
+        for row in kept:
+            at = (place[row["teacher"], row["objective"]], questions[row["question"]])
+            sums[0][at] = 1.0
+            for s, name in enumerate(_SUMS, start=1):
+                sums[s][at] = np.nan if row[name] is None else row[name]
+        self.parts[part] = (tuple(questions), sums)
+
+    def standing(self, parts: Iterable[int] | None = None) -> Standing:
+        """Where teachers and objectives stand on all parts, or on some of them.
+
+        Teachers with no rows are left out, and questions that not all the others share.
+        """
+        chosen = sorted(self.parts if parts is None else self.parts.keys() & {*parts})
+        empty = ((), np.zeros((1 + len(_SUMS), len(self.keys), 0)))
+        questions, sums = zip(*(self.parts[part] for part in chosen), strict=True) if chosen else ((empty[0],), (empty[1],))
+        names, sums_SMQ = np.array([name for part in questions for name in part], dtype=object), np.concatenate(sums, axis=2)
+        there_MQ = ~np.isnan(sums_SMQ[0])
+        found = there_MQ.any(1)
+        of_teacher = {teacher: np.array([key[0] == teacher for key in self.keys]) & found for teacher in self.teachers}
+        shared = np.ones(len(names), dtype=bool)
+        for mine in of_teacher.values():
+            shared &= there_MQ[mine].any(0) if mine.any() else True
+        order = np.flatnonzero(shared)[np.argsort(names[shared])] if found.any() else np.zeros(0, dtype=int)
+        keys = tuple(key for key, there in zip(self.keys, found, strict=True) if there)
+        return Standing(keys, tuple(names[order]), *sums_SMQ[1:, found][:, :, order])
+
+
 def standing_of(scores: pd.DataFrame, teachers: Sequence[str], objectives: Sequence[str]) -> Standing:
     """Arrange `scores` rows of any number of questions; teachers with no rows are left out, questions that not all others share too."""
-    present = [teacher for teacher in (*teachers, REWARDS) if (scores["teacher"] == teacher).any()]
-    found = {*zip(scores["teacher"], scores["objective"], strict=True)}
-    keys = tuple((teacher, objective) for teacher in present for objective in objectives if (teacher, objective) in found)
-    groups = [set(scores.loc[scores["teacher"] == teacher, "question"]) for teacher in present]
-    shared = tuple(sorted(set.intersection(*groups))) if groups else ()
-    wanted = pd.MultiIndex.from_tuples([(*key, q) for key in keys for q in shared], names=[*KEYS, "question"])
-    rows = scores.set_index([*KEYS, "question"]).reindex(wanted)
-
-    def column(name: str) -> np.ndarray:
-        return rows[name].to_numpy(dtype=np.float64).reshape(len(keys), len(shared))
-
-    return Standing(keys, shared, column("length"), column("dot"), column("dot_se"), column("d_norm2"), column("advantage"))
+    tally = Tally(teachers, objectives)
+    wanted = scores[scores["teacher"].isin(tally.teachers) & scores["objective"].isin(objectives)]
+    columns = [*KEYS, "question", *_SUMS]
+    tally.put(0, (dict(zip(columns, row, strict=True)) for row in wanted[columns].itertuples(index=False)))
+    return tally.standing()

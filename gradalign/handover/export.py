@@ -48,9 +48,9 @@ class Export:
 
 
 def default_folder(run: Run, configuration: Configuration) -> Path:
-    """RUN/export/NAME, the name made safe: it never leads out of that folder."""
+    """RUN/export/NAME, or ./export/NAME for a run in an object store; the name made safe: it never leads out of that folder."""
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", configuration.name)[:80].strip("-.")
-    return run.path / "export" / (slug or "configuration")
+    return (run.path if isinstance(run.path, Path) else Path()) / "export" / (slug or "configuration")
 
 
 def export_configuration(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from gradalign.configurations import Configuration
 from gradalign.contexts import parse_teacher
+from gradalign.endpoint import PREFIX
 from gradalign.models.names import resolve_model
 from gradalign.types import GradalignError, TeacherSpec
 
@@ -104,6 +105,10 @@ def trl_plan(
         assert configuration.teacher is not None
         spec = parse_teacher(configuration.teacher)
         teacher = None if spec.model is None else _located(spec.model)
+        if spec.model is not None and spec.model.startswith(PREFIX):
+            lost.append(
+                f"The teacher {spec.model} is served, and trainers load weights: put their folder or hub id in its place."
+            )
         if spec.model is not None and spec.context == "none" and all(loss.kind == "divergence" for loss in losses):
             trainer = "DistillationTrainer"
             arguments = [
@@ -151,6 +156,8 @@ def _located(name: str) -> dict[str, str | None]:
     try:
         source = resolve_model(name)
     except GradalignError:
+        return {"model": name, "gguf_file": None}
+    if source.kind == "server":
         return {"model": name, "gguf_file": None}
     location = source.location if source.kind == "hub" else str(Path(source.location).resolve())
     return {"model": location, "gguf_file": source.gguf_file}

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from gradalign.models.memory import Batches
     from gradalign.models.names import KNOWN_NAMES, ModelSource, resolve_model
     from gradalign.models.pieces import token_pieces
+    from gradalign.models.placement import STUDENT, placed, read_placement
     from gradalign.models.protocol import Codec, LanguageModel, LoadedModel
 
 __all__ = [
     "KNOWN_NAMES",
+    "STUDENT",
     "Batches",
     "CausalLanguageModel",
     "ChatCodec",
@@ -23,6 +25,8 @@ __all__ = [
     "LoadedModel",
     "ModelSource",
     "load_model",
+    "placed",
+    "read_placement",
     "require_same_vocabulary",
     "resolve_model",
     "token_pieces",
@@ -39,6 +43,9 @@ _HOMES = {
     "ModelSource": "names",
     "resolve_model": "names",
     "token_pieces": "pieces",
+    "STUDENT": "placement",
+    "placed": "placement",
+    "read_placement": "placement",
     "Codec": "protocol",
     "LanguageModel": "protocol",
     "LoadedModel": "protocol",

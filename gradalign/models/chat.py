@@ -33,6 +33,10 @@ class ChatCodec:
             raise GradalignError(f"the chat template of {self.name!r} makes an empty prompt; pass --chat-template FILE")
         return tokens  # pyright: ignore[reportReturnType]
 
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text as it stands, without special tokens added."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         return str(self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True))
 

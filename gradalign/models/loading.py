@@ -31,6 +31,10 @@ class LoadOptions:
 def load_model(name: str, options: LoadOptions) -> LoadedModel:
     """The model that `name` means, ready for forward passes."""
     source = resolve_model(name)
+    if source.kind == "server":
+        raise GradalignError(
+            f"{name} cannot be the student, whose whole distribution is needed; give its folder or hub id, and this as --engine"
+        )
     model, tokenizer = _load_files(source, options)
     if options.chat_template:
         tokenizer.chat_template = _read_template(options.chat_template)

@@ -1,4 +1,4 @@
-"""From what a user types to where a model lies: built-in, folder, GGUF file, hub id, or a well-known bare name. No torch."""
+"""From what a user types to where a model lies: built-in, folder, GGUF file, hub id, a well-known bare name, a server. No torch."""
 
 import difflib
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from gradalign.builtin import builtin_names, builtin_path
+from gradalign.endpoint import PREFIX, parse_address
 from gradalign.types import GradalignError
 
 _FAMILIES = {
@@ -26,10 +27,10 @@ _BY_LOWER_CASE = {name.lower(): name for name in KNOWN_NAMES}
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model's files are: a folder on disk, a hub id, or a folder with the name of a GGUF file in it."""
+    """Where a model is: a folder on disk, a hub id, a folder with the name of a GGUF file in it, or the URL where it is served."""
 
     name: str
-    kind: Literal["folder", "gguf", "hub"]
+    kind: Literal["folder", "gguf", "hub", "server"]
     location: str
     gguf_file: str | None = None
 
@@ -38,6 +39,8 @@ def resolve_model(name: str) -> ModelSource:
     """Find the model that `name` means; an unknown name fails with the nearest known ones."""
     if name.startswith("builtin:"):
         return ModelSource(name, "folder", str(_builtin_student(name)))
+    if name.startswith(PREFIX):
+        return ModelSource(name, "server", parse_address(name).url)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not os.path.isfile(path):

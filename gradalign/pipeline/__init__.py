@@ -3,21 +3,31 @@
 from gradalign.pipeline.budget import Budget, Effort, parse_budget
 from gradalign.pipeline.cast import Cast, Member, load_cast
 from gradalign.pipeline.config import Execution, RunConfig, needs_teacher_rollouts
+from gradalign.pipeline.engage import engaged
 from gradalign.pipeline.execute import data_fingerprint, execute
 from gradalign.pipeline.forecast import Forecast, forecast
+from gradalign.pipeline.local import LocalExecutor
 from gradalign.pipeline.progress import Progress, Silent
+from gradalign.pipeline.work import Done, Executor, Facts, Failed, Task
 
 __all__ = [
     "Budget",
     "Cast",
+    "Done",
     "Effort",
     "Execution",
+    "Executor",
+    "Facts",
+    "Failed",
     "Forecast",
+    "LocalExecutor",
     "Member",
     "Progress",
     "RunConfig",
     "Silent",
+    "Task",
     "data_fingerprint",
+    "engaged",
     "execute",
     "forecast",
     "load_cast",

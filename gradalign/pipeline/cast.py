@@ -1,11 +1,25 @@
 """Who takes part in a run: the student with its engine, and the other models that teach or write demonstrations."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from gradalign.contexts import parse_teacher
 from gradalign.engines import Engine, HFEngine, student_engine
-from gradalign.models import CausalLanguageModel, ChatCodec, LoadedModel, LoadOptions, load_model, require_same_vocabulary
+from gradalign.models import (
+    STUDENT,
+    CausalLanguageModel,
+    ChatCodec,
+    LoadedModel,
+    LoadOptions,
+    load_model,
+    placed,
+    read_placement,
+    require_same_vocabulary,
+    resolve_model,
+)
+from gradalign.objectives import parse_objective
 from gradalign.pipeline.config import Execution, RunConfig
 from gradalign.types import GradalignError, TeacherSpec
 
@@ -54,18 +68,34 @@ class Cast:
 
 
 def load_cast(config: RunConfig, execution: Execution) -> Cast:
-    """Load every model that the configuration names; teachers must share the student's vocabulary."""
-    options = LoadOptions(execution.device, config.dtype, config.temperature, execution.batch_size, config.chat_template)
+    """Load every model that the configuration names, then the student's engine; teachers must share the student's vocabulary."""
     teachers = tuple(parse_teacher(spec) for spec in config.teachers)
-    loaded = load_model(config.student, options)
-    student = Member(loaded, student_engine(execution.engine, loaded, execution.batch_size, execution.tensor_parallel))
     teaching = {spec.model for spec in teachers if spec.model}
+    names = sorted(teaching | {spec.source for spec in teachers if spec.source})
+    served_names = {name for name in names if resolve_model(name).kind == "server"}
+    place = placed(
+        [name for name in names if name not in served_names], _devices(execution.device), read_placement(execution.place)
+    )
+    shared = LoadOptions(place[STUDENT], config.dtype, config.temperature, execution.batch_size, config.chat_template)
+    loaded = load_model(config.student, shared)
     others: dict[str, Member] = {}
-    for name in sorted(teaching | {spec.source for spec in teachers if spec.source}):
-        others[name] = _load(name, options)
+    for name in names:
+        options = replace(shared, device=place.get(name, place[STUDENT]))
+        served = name in served_names
+        others[name] = _served(name, loaded, options, config, name in teaching) if served else _load(name, options)
         if name in teaching:
-            _require_fit(student.model, others[name].model)
-    return Cast(student, teachers, others)
+            _require_fit(loaded, others[name].model)
+    engine = student_engine(
+        execution.engine, loaded, execution.batch_size, execution.tensor_parallel
+    )  # takes what memory is left
+    return Cast(Member(loaded, engine), teachers, others)
+
+
+def _devices(device: str) -> list[str]:
+    """The devices to spread models over: every GPU where none is named, else the one that is."""
+    if device == "auto" and torch.cuda.device_count() > 1:
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [device]
 
 
 def _load(name: str, options: LoadOptions) -> Member:
@@ -73,6 +103,21 @@ def _load(name: str, options: LoadOptions) -> Member:
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
     return Member(loaded, HFEngine(model, loaded.codec.stop_ids, options.batch_size))
+
+
+def _served(name: str, student: LoadedModel, options: LoadOptions, config: RunConfig, teaches: bool) -> Member:
+    from gradalign.engines.server import ServerEngine  # needs the extra `server`
+    from gradalign.models.served import ServedModel, load_served
+
+    loaded = load_served(name, student, options, config.teacher_top_k, teaches)
+    model = loaded.language_model
+    assert isinstance(model, ServedModel)
+    span = model.vocabulary_size
+    if teaches and model.top_k < span:
+        rough = ", ".join(spec for spec in config.objectives if not parse_objective(spec).teacherless)
+        told = f"{name}: the top {model.top_k} tokens are known; the rest is one bucket, spread as the student spreads it"
+        loaded = replace(loaded, notices=(f"{told}, so {rough} are approximate (the column `tail` says how much was spread)",))
+    return Member(loaded, ServerEngine(model.endpoint, loaded.codec.stop_ids, span, span))
 
 
 def _require_fit(student: LoadedModel, teacher: LoadedModel) -> None:

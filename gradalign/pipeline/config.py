@@ -6,6 +6,8 @@ from typing import Any
 
 from gradalign.configurations import parse_tokens
 from gradalign.contexts import parse_teacher
+from gradalign.endpoint import PREFIX, parse_address
+from gradalign.models import read_placement
 from gradalign.objectives import parse_objective
 from gradalign.types import GradalignError
 
@@ -15,7 +17,7 @@ class RunConfig:
     """The settings that rows depend on. Stored in run.json; a run goes on only under the same ones.
 
     `tokens` are token weightings, beyond all tokens alike, that steps are kept under. `max_tokens` None means 1,024, or half the student's
-    window where that is less; it is settled when the student is loaded.
+    window where that is less; it is settled when the student is loaded. `teacher_top_k` tokens of a served teacher are known at each node.
     """
 
     student: str
@@ -38,6 +40,7 @@ class RunConfig:
     seed: int = 0
     dtype: str = "auto"
     chat_template: str | None = None
+    teacher_top_k: int = 20
     part_size: int = 8
 
     def __post_init__(self) -> None:
@@ -103,7 +106,7 @@ def needs_teacher_rollouts(spec: str) -> bool:
 
 _LEAST = {
     "limit": 1, "teacher_rollouts": 0, "rollouts": 1, "demonstrations": 1, "replicates": 1, "candidates": 2, "min_visits": 2,
-    "max_tokens": 1, "part_size": 1,
+    "max_tokens": 1, "part_size": 1, "teacher_top_k": 1,
 }  # fmt: skip
 
 
@@ -113,14 +116,37 @@ class Execution:
 
     `engine` is what the student samples with: `auto`, `hf`, `vllm`, or `server:URL#MODEL`. `tensor_parallel` is the number of GPUs that one
     copy of the student is spread over in vLLM.
+
+    On a machine with several GPUs the student is on the first and other models in turn on those after it (`models.placed`), unless `device`
+    names one for all; `place` puts models elsewhere by name, as `("student=cuda:1",)`.
+
+    `executor` is `local` (this process) or `ray`: `workers` workers (None: as many as there is room for), each with `worker_cpus` CPUs and
+    `worker_gpus` GPUs (None: one, if the cluster has any; fractions share one), over the cluster at `address` (None: this machine).
     """
 
     device: str = "auto"
     batch_size: int = 256
     engine: str = "auto"
     tensor_parallel: int = 1
+    place: tuple[str, ...] = ()
+    executor: str = "local"
+    workers: int | None = None
+    worker_cpus: float = 1.0
+    worker_gpus: float | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "tensor_parallel"):
-            if getattr(self, name) < 1:
+        for name in ("batch_size", "tensor_parallel", "workers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise GradalignError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("worker_cpus", "worker_gpus"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
+                raise GradalignError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.engine.startswith(PREFIX):
+            parse_address(self.engine)
+        read_placement(self.place)
+        if self.executor not in ("local", "ray"):
+            raise GradalignError(f"unknown executor {self.executor!r}; choose local or ray")
+        given = [name for name in ("workers", "worker_gpus", "address") if getattr(self, name) is not None]
+        if given and self.executor == "local":
+            raise GradalignError(f"{given[0]} is for workers of a Ray cluster; give --executor ray, or leave it out")

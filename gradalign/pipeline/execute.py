@@ -1,34 +1,31 @@
-"""Carry out a run in this process: parts in order, pass after pass over them, each written when it is done."""
+"""Carry out a run: parts in waves between looks, pass after pass over them, by whatever executor."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 
-from gradalign.findings import Standing, standing_of
+from gradalign.contexts import parse_teacher
+from gradalign.findings import Standing, Tally
 from gradalign.pipeline.budget import Budget, Effort
-from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
-from gradalign.pipeline.group import Spending, planned_units, score_group, sources
+from gradalign.pipeline.group import Spending, planned_units, sources
 from gradalign.pipeline.progress import Progress
-from gradalign.pipeline.restore import stored_questions
 from gradalign.pipeline.stopping import Watch, looks, passes
+from gradalign.pipeline.tries import Tries
+from gradalign.pipeline.work import Done, Executor, Task, spent
 from gradalign.seeds import seed_of
-from gradalign.store import RunFolder
+from gradalign.store import RunFolder, RunLog, session
 from gradalign.types import GradalignError, Question
 
-_SMALL = 20_000_000
+Places = list[tuple[int, Question]]
 
 
 def execute(
-    folder: RunFolder, questions: Sequence[Question], cast: Cast, config: RunConfig, effort: Effort, progress: Progress
+    folder: RunFolder, questions: Sequence[Question], executor: Executor, config: RunConfig, effort: Effort, progress: Progress
 ) -> None:
     """Score every question that the run folder does not hold yet at this budget, or until the run's goal is reached."""
     _check(config, effort)
@@ -37,34 +34,31 @@ def execute(
     budgets = passes(effort)
     counts = looks(len(questions))
     watch = Watch(effort, len(counts) + len(budgets) - 1, config.pairs, len(questions), folder.outcome())
-    meter = _Meter(progress, config, cast, len(questions))
     todo = [(budget, part) for budget in budgets for part in range(len(parts)) if not ledger.reached(part, budget)]
-    meter.plan(todo, [len(part) for part in parts], set(ledger.notes))
+    units = _Units(config, len(questions))
+    progress.begin(units.total(todo, parts, set(ledger.notes)), 0)
     progress.standing(ledger.standing(), ledger.spent())
     if todo or effort.sequential:
         folder.write_outcome(watch.verdict(ledger.standing(), ledger.spent(), ended=False) if effort.sequential else {})
-    with fitting_threads(cast):
+    facts = {"questions": len(questions), "parts": len(parts), "to_do": len(todo), "budget": str(effort.budget)}
+    with session(folder.path, **facts) as run_log:
+        crew = _Crew(folder, config, executor, ledger, progress, Tries(run_log), run_log)
         for budget in budgets:
-            scored = 0
-            for number, places in enumerate(parts):
-                if not ledger.reached(number, budget):
-                    stored = stored_questions(folder, number, cast, config.student) if number in ledger.notes else {}
-                    spending = Spending(budget, len(questions), frozenset(watch.dropped))
-                    meter.part(len(places), budget, bool(stored))
-                    rows = score_group(places, cast, config, spending, meter, stored)
-                    ledger.write(number, rows, budget)
-                    meter.complete()
-                    progress.standing(ledger.standing(), ledger.spent())
-                before, scored = scored, scored + len(places)
-                due = any(before < count <= scored for count in counts) if budget == budgets[0] else scored == len(questions)
-                if effort.sequential and due:
-                    seen = ledger.standing(range(number + 1))
+            due = counts if effort.sequential and budget == budgets[0] else [len(questions)]
+            for wave, scored in _waves(parts, due):
+                spending = Spending(budget, len(questions), frozenset(watch.dropped))
+                crew.score(
+                    [units.task(part, parts[part], spending, ledger) for part in wave if not ledger.reached(part, budget)]
+                )
+                if effort.sequential:
+                    seen = ledger.standing(range(wave[-1] + 1))
                     stop = watch.look(f"{scored} questions at {budget}", seen)
                     folder.write_outcome(watch.verdict(seen, ledger.spent(), ended=stop))
+                    run_log.write("look", questions=scored, budget=str(budget), stopped=watch.stopped)
                     if stop:
                         return
-    if effort.sequential:
-        folder.write_outcome(watch.verdict(ledger.standing(), ledger.spent(), ended=True))
+        if effort.sequential:
+            folder.write_outcome(watch.verdict(ledger.standing(), ledger.spent(), ended=True))
 
 
 def _check(config: RunConfig, effort: Effort) -> None:
@@ -77,7 +71,7 @@ def _check(config: RunConfig, effort: Effort) -> None:
         )
 
 
-def split(questions: Sequence[Question], config: RunConfig) -> list[list[tuple[int, Question]]]:
+def split(questions: Sequence[Question], config: RunConfig) -> list[Places]:
     """Parts of questions in a seeded random order, so that those finished first stand for all; each with its place in the set.
 
     Parts are of about equal size, since a question's design is measured by the others of its part.
@@ -89,100 +83,122 @@ def split(questions: Sequence[Question], config: RunConfig) -> list[list[tuple[i
     return [places[start:stop] for start, stop in pairwise(edges)]
 
 
-@contextmanager
-def fitting_threads(cast: Cast) -> Iterator[None]:
-    """One CPU thread while every model is small: their matrices gain nothing from more, and threads that wait for each other lose much."""
-    before = torch.get_num_threads()
-    if cast.parameters < _SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def data_fingerprint(questions: Sequence[Question]) -> str:
     """A hash of the questions as they were read."""
     text = json.dumps([asdict(question) for question in questions], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def _waves(parts: Sequence[Places], due: Sequence[int]) -> Iterator[tuple[range, int]]:
+    """Ranges of parts up to each number of questions that is due, with the number that is then scored.
+
+    Between them a run is looked at; what is scored next may depend on it, and on nothing else, whatever the order in which parts end.
+    """
+    start, scored = 0, 0
+    for number, places in enumerate(parts):
+        before, scored = scored, scored + len(places)
+        if any(before < count <= scored for count in due):
+            yield range(start, number + 1), scored
+            start = number + 1
+
+
+class _Crew:
+    """Has waves of tasks scored, and keeps the ledger, the log and the display of it."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        executor: Executor,
+        ledger: "_Ledger",
+        progress: Progress,
+        tries: Tries,
+        run_log: RunLog,
+    ):
+        self.folder, self.config, self.executor, self.ledger = folder, config, executor, ledger
+        self.progress, self.tries, self.run_log = progress, tries, run_log
+
+    def score(self, tasks: Sequence[Task]) -> None:
+        """Score tasks, and what has to be tried again because of them."""
+        while tasks:
+            again: list[Task] = []
+            for outcome in self.executor.run(self.folder, self.config, tasks, self.progress):
+                if isinstance(outcome, Done) and not outcome.task.trial:
+                    self._note(outcome)
+                again += self.tries.after(outcome)
+            tasks = again
+
+    def _note(self, done: Done) -> None:
+        self.ledger.put(done)
+        rollouts, tokens = self.ledger.spent()
+        self.run_log.write(
+            "part", part=done.task.part, questions=len(done.task.places), budget=str(done.task.spending.budget),
+            took=round(done.seconds, 3), worker=done.worker, scored=self.ledger.questions(), rollouts=rollouts, tokens=tokens,
+        )  # fmt: skip
+        self.progress.standing(self.ledger.standing(), self.ledger.spent())
+
+
 class _Ledger:
-    """What the run folder holds: how far each part went, and the rows that the standing is made of."""
+    """What the run folder holds: how far each part went, and the sums that the standing is made of."""
 
     def __init__(self, folder: RunFolder, config: RunConfig, budget: Budget):
-        self.folder, self.config = folder, config
         self.notes = folder.finished()
         for note in self.notes.values():
             if note["unit"] != budget.unit:
                 raise GradalignError(
                     f"run {folder.path} has a budget in {note['unit']}, not {budget.unit}; go on with the same unit"
                 )
-        self.scores = {part: folder.rows(part, "scores") for part in self.notes}
-        self.counts = {part: _spent(folder.rows(part, "questions")) for part in self.notes}
+        self.tally = Tally(config.teachers, config.objectives)
+        self.counts: dict[int, tuple[int, int, int]] = {}
+        for part in self.notes:
+            rows = folder.rows(part, "questions")
+            self.tally.put(part, folder.rows(part, "scores"))
+            self.counts[part] = (len(rows), *spent(rows))
 
     def reached(self, part: int, budget: Budget) -> bool:
         """Was the part scored with this budget or a larger one?"""
         note = self.notes.get(part)
         return note is not None and note["amount"] >= budget.amount
 
-    def write(self, part: int, rows: dict[str, list[dict[str, Any]]], budget: Budget) -> None:
-        note = {"amount": budget.amount, "unit": budget.unit}
-        self.folder.write(part, rows, note)
-        self.notes[part], self.scores[part], self.counts[part] = note, rows["scores"], _spent(rows["questions"])
+    def put(self, done: Done) -> None:
+        """Take note of a part that was just written."""
+        part, budget = done.task.part, done.task.spending.budget
+        self.notes[part] = {"amount": budget.amount, "unit": budget.unit}
+        self.tally.put(part, done.scores)
+        self.counts[part] = (len(done.task.places), done.rollouts, done.tokens)
 
     def standing(self, parts: Sequence[int] | None = None) -> Standing:
         """Where teachers and objectives stand on the finished parts, or on some of them."""
-        chosen = self.scores if parts is None else [part for part in parts if part in self.scores]
-        rows = [row for part in sorted(chosen) for row in self.scores[part]]
-        columns = ["question", "teacher", "objective", "length", "dot", "dot_se", "d_norm2", "advantage"]
-        return standing_of(pd.DataFrame(rows, columns=columns), self.config.teachers, self.config.objectives)
+        return self.tally.standing(parts)
 
     def spent(self) -> tuple[int, int]:
         """Rollouts and tokens sampled so far."""
-        return sum(count for count, _ in self.counts.values()), sum(tokens for _, tokens in self.counts.values())
+        return sum(count[1] for count in self.counts.values()), sum(count[2] for count in self.counts.values())
+
+    def questions(self) -> int:
+        """Questions in finished parts."""
+        return sum(count[0] for count in self.counts.values())
 
 
-def _spent(questions: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    return sum(q["rollouts"] + q["targeted_rollouts"] for q in questions), sum(q["sampled_tokens"] for q in questions)
+class _Units:
+    """How much work parts are planned to be, in units of `Progress`."""
 
+    def __init__(self, config: RunConfig, questions: int):
+        self.config, self.questions = config, questions
+        self.pools = len(sources([parse_teacher(spec) for spec in config.teachers]))
 
-class _Meter:
-    """Keeps a part's units at what was planned for it, whatever it really took."""
-
-    def __init__(self, progress: Progress, config: RunConfig, cast: Cast, questions: int):
-        self.progress, self.config, self.questions = progress, config, questions
-        self.pools = len(sources(cast))
-        self.left = 0
-
-    def plan(self, todo: Sequence[tuple[Budget, int]], sizes: Sequence[int], held: set[int]) -> None:
-        """Announce the work: each pass over each part, the first of which samples what later ones find stored."""
+    def total(self, todo: Sequence[tuple[Budget, int]], parts: Sequence[Places], held: set[int]) -> int:
+        """Units of all passes over all parts, the first of which samples what later ones find stored."""
         total, seen = 0, set(held)
         for budget, part in todo:
-            total += self._units(budget, part in seen) * sizes[part]
+            total += self._of(parts[part], budget, part in seen)
             seen.add(part)
-        self.progress.begin(total, 0)
+        return total
 
-    def part(self, questions: int, budget: Budget, held: bool) -> None:
-        """A part begins."""
-        self.left = questions * self._units(budget, held)
+    def task(self, part: int, places: Places, spending: Spending, ledger: _Ledger) -> Task:
+        """The task that scores a part."""
+        held = part in ledger.notes
+        return Task(part, places, spending, self._of(places, spending.budget, held), held)
 
-    def _units(self, budget: Budget, held: bool) -> int:
-        return planned_units(self.config, self.pools, budget, self.questions, held)
-
-    def begin(self, units: int, done: int) -> None:
-        self.progress.begin(units, done)
-
-    def stage(self, what: str) -> None:
-        self.progress.stage(what)
-
-    def advance(self, units: int) -> None:
-        step = min(units, self.left)
-        self.left -= step
-        self.progress.advance(step)
-
-    def standing(self, standing: Standing, spent: tuple[int, int]) -> None:
-        self.progress.standing(standing, spent)
-
-    def complete(self) -> None:
-        self.advance(self.left)
+    def _of(self, places: Places, budget: Budget, held: bool) -> int:
+        return len(places) * planned_units(self.config, self.pools, budget, self.questions, held)

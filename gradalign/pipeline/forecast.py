@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from gradalign.pipeline.budget import Effort
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
-from gradalign.pipeline.execute import fitting_threads, split
+from gradalign.pipeline.execute import split
 from gradalign.pipeline.group import Spending, score_group
 from gradalign.pipeline.progress import Progress
+from gradalign.pipeline.work import fitting_threads
 from gradalign.types import Question
 
 _SAMPLE = 4

@@ -12,6 +12,7 @@ from gradalign.objectives import Objective, parse_objective
 from gradalign.pipeline.budget import Budget
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
+from gradalign.pipeline.faults import blaming
 from gradalign.pipeline.outcomes import Teaching, outcomes_of
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.prompts import teacher_prompts
@@ -24,10 +25,11 @@ from gradalign.pipeline.targeted import Footing, Plan, Targeting, footing, plan,
 from gradalign.schedule import Reference
 from gradalign.store import TABLES
 from gradalign.tree import PrefixTree, build_tree
-from gradalign.types import REWARDS, GradalignError, Question, Rollout, Skip
+from gradalign.types import REWARDS, GradalignError, Question, Rollout, Skip, TeacherSpec
 
 _NO_ROOM = "question longer than the student's window"
 _NO_TEACHER = "no teacher could be built"
+_SET_ASIDE = "set aside after three tries"
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ def planned_units(config: RunConfig, pools: int, budget: Budget, questions: int,
     return sampled + config.rollouts * (1 + len(config.teachers)) + targeted
 
 
-def sources(cast: Cast) -> list[str | None]:
+def sources(teachers: Sequence[TeacherSpec]) -> list[str | None]:
     """Models that demonstrations are wanted from; None is the student."""
-    wanted = {t.source for t in cast.teachers if {"correct", "wrong", "summary"} & {*needed_material(t.context)}}
+    wanted = {t.source for t in teachers if {"correct", "wrong", "summary"} & {*needed_material(t.context)}}
     return sorted(wanted, key=lambda name: name or "")
 
 
@@ -65,12 +67,23 @@ def score_group(
     spending: Spending,
     progress: Progress,
     stored: Mapping[str, Stored],
+    left_out: Mapping[str, str] | None = None,
 ) -> Rows:
-    """Score questions, each with its place in the set, and return their rows by table. What is `stored` of them is not sampled again."""
+    """Score questions, each with its place in the set, and return their rows by table.
+
+    What is `stored` of them is not sampled again; those `left_out` are skipped for the reason given.
+    """
+    left_out = left_out or {}
     rows: Rows = {table: [] for table in TABLES}
-    for result in score_questions(places, cast, config, spending, progress, stored):
-        for table, more in question_rows(result, config).items():
-            rows[table] += more
+    results = score_questions([p for p in places if p[1].id not in left_out], cast, config, spending, progress, stored)
+    for order, question in places:
+        if question.id in left_out:
+            skip = Skip(question.id, None, _SET_ASIDE, left_out[question.id])
+            results.append(QuestionResult(question, order, skips=[skip]))
+    for result in results:
+        with blaming(result.question):
+            for table, more in question_rows(result, config).items():
+                rows[table] += more
     return rows
 
 
@@ -99,7 +112,8 @@ def score_questions(
     surveyed: list[tuple[QuestionResult, _Surveyed]] = []
     for result in open_results:
         progress.stage("forward passes")
-        found = _survey(result, prompts[result.question.id], cast, config)
+        with blaming(result.question):
+            found = _survey(result, prompts[result.question.id], cast, config)
         surveyed += [] if found is None else [(result, found)]
         progress.advance(config.rollouts * (1 + len(config.teachers)))
     progress.stage("targeted rollouts")
@@ -108,12 +122,14 @@ def score_questions(
         # a question alone in its part is measured by itself, at the price of a small bias
         others = [other.ground.reference for _, other in surveyed if other is not found] or [found.ground.reference]
         prompt, known = prompts[result.question.id], stored.get(result.question.id)
-        targetings.append(_target(result, found, prompt, Reference.mean(others), cast, config, spending, known))
+        with blaming(result.question):
+            targetings.append(_target(result, found, prompt, Reference.mean(others), cast, config, spending, known))
     sample_targeted(targetings, cast.student, config, progress.advance)
     cast.rest()
     progress.stage("scores")
     for (result, found), targeting in zip(surveyed, targetings, strict=True):
-        _score(result, found, targeting, prompts[result.question.id], cast, config)
+        with blaming(result.question):
+            _score(result, found, targeting, prompts[result.question.id], cast, config)
     return results
 
 
@@ -122,7 +138,8 @@ def _student_prompts(results: Sequence[QuestionResult], cast: Cast, config: RunC
     prompts = {}
     model = cast.student.model
     for result in results:
-        tokens = model.codec.prompt(render_question(result.question))
+        with blaming(result.question):
+            tokens = model.codec.prompt(render_question(result.question))
         window = model.language_model.context_window
         if len(tokens) + config.longest <= window:
             prompts[result.question.id] = tokens
@@ -140,7 +157,7 @@ def _sample_base(
     progress.stage("base rollouts")
     base = sample_rollouts(cast.student, questions, [prompts[q.id] for q in questions], "base", config.rollouts, sampling)
     pools: dict[str | None, list[Pool]] = {}
-    for source in sources(cast):
+    for source in sources(cast.teachers):
         progress.stage("demonstrations")
         member = cast.member(source)
         theirs = [member.model.codec.prompt(render_question(question)) for question in questions]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from gradalign.contexts import render_summary_request
 from gradalign.pipeline.cast import Member
+from gradalign.pipeline.faults import blaming
 from gradalign.pipeline.progress import Progress
 from gradalign.questions import grade
 from gradalign.seeds import seed_of
@@ -55,8 +56,9 @@ def sample_rollouts(
     ]
     found: list[dict[int, Rollout]] = [{} for _ in questions]
     for completion in member.engine.complete(requests):
-        text = member.model.codec.text(completion.tokens)
-        graded = grade(questions[completion.request], text)
+        with blaming(questions[completion.request]):
+            text = member.model.codec.text(completion.tokens)
+            graded = grade(questions[completion.request], text)
         found[completion.request][completion.replicate] = Rollout(completion.replicate, completion, text, graded)
         sampling.progress.advance(1)
     return [[rollouts[i] for i in sorted(rollouts)] for rollouts in found]

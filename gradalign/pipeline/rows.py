@@ -246,7 +246,7 @@ def _teacher_rows(result: QuestionResult, scored: Scored) -> list[dict[str, Any]
         advantage = np.where(evidence.tried_MK, (tau - pi) * ahead, 0.0).sum(1)
         for n, node in enumerate(survey.nodes):
             row = {"question": result.question.id, "node": int(node), "teacher": prompt.teacher.name}
-            row |= dict(zip(DIVERGENCES, survey.divergence_CND[c, n], strict=True))
+            row |= dict(zip(DIVERGENCES, survey.divergence_CND[c, n], strict=True)) | {"tail": known(survey.tail_CN[c, n])}
             m = place.get(n)
             if m is not None:
                 row |= {"teacher_mass": tau[m].sum(), "advantage": known(advantage[m])}

@@ -18,6 +18,7 @@ from gradalign.configurations import TokenWeighting
 from gradalign.models import Batches, LanguageModel
 from gradalign.objectives import After, NodeSignals, Objective
 from gradalign.sketch import OuterSketch
+from gradalign.tails import spread_tail
 from gradalign.tree import PrefixTree
 
 DIVERGENCES = (
@@ -40,6 +41,8 @@ class Survey:
     of the expected direction and `expected_norm2` its squared length. What is chosen for rollouts looks at these: `direction` may have
     looked at which tokens the base rollouts took and how they ended.
 
+    `tail` is the teacher's probability outside the tokens that its server told, NaN where it knows the whole vocabulary.
+
     `step` is sum_u w_u d_u h_u^T as `sketch` keeps it, with h the student's last hidden states, `student_states`, and `shift` is
     sum_u w_u d_u as `flat` keeps it; w are visits times a `factor`, 1 in the first place of W and then one for each token weighting.
     """
@@ -58,6 +61,7 @@ class Survey:
     ratio2_CN: Float[np.ndarray, "C N"]
     student_entropy_N: Float[np.ndarray, " N"]
     divergence_CND: Float[np.ndarray, "C N D"]
+    tail_CN: Float[np.ndarray, "C N"]
     factor_WN: Float[np.ndarray, "W N"]
     step_WCOL: Float[np.ndarray, "W C O L"]
     shift_WCOF: Float[np.ndarray, "W C O F"]
@@ -173,7 +177,7 @@ class Stepping:
 _LARGE = ("direction_CONK", "lift_CONK")  # kept in single precision: they hold most of the memory
 _NODE_AXIS = {
     "teacher_logprobs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "lift_CONK": 2, "lift2_CON": 2, "pull_CON": 2,
-    "expected_norm2_CON": 2, "ratio2_CN": 1, "divergence_CND": 1,
+    "expected_norm2_CON": 2, "ratio2_CN": 1, "divergence_CND": 1, "tail_CN": 1,
 }  # fmt: skip
 
 
@@ -227,7 +231,8 @@ def _survey_chunk(
     ranked: int,
     stepping: Stepping,
 ) -> dict[str, np.ndarray]:
-    student, teachers = logprobs[0], logprobs[1:]
+    student, told = logprobs[0], logprobs[1:]
+    teachers, tails = zip(*(spread_tail(tau.to(student), student) for tau in told), strict=True)
     pi = student.exp()
     children = torch.from_numpy(taken.tokens_NS).to(student.device)
     at_children = children.clamp_min(0)
@@ -265,6 +270,7 @@ def _survey_chunk(
         ),
         "student_entropy_N": -(pi * student).sum(-1),
         "divergence_CND": torch.stack([_divergences(student, tau) for tau in teachers]),
+        "tail_CN": torch.stack(tails),
         "step_WCOL": torch.stack([torch.stack([stepping.step(d) for d in row]) for row in directions]).permute(2, 0, 1, 3),
         "shift_WCOF": torch.stack([torch.stack([stepping.shift(d) for d in row]) for row in directions]).permute(2, 0, 1, 3),
     }

@@ -1,7 +1,6 @@
 """One self-contained HTML file: sections, style and script filled into a template, everything from models and files escaped."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -14,7 +13,7 @@ from gradalign.configurations import Configuration
 from gradalign.findings import CAVEAT
 from gradalign.report.explorer import Explorer, pack_tokens
 from gradalign.report.sections import make_sections
-from gradalign.store import Run
+from gradalign.store import Place, Run, place_of
 from gradalign.types import GradalignError
 from gradalign.visible import visible
 
@@ -23,7 +22,7 @@ from gradalign.visible import visible
 class Report:
     """Where the page was written, its size in bytes, and of how many questions it has tokens."""
 
-    path: Path
+    path: Place
     size: int
     questions: int
     token_questions: int
@@ -31,7 +30,7 @@ class Report:
 
 def write_report(
     run: Run,
-    path: str | Path | None = None,
+    path: str | Place | None = None,
     compare: Run | None = None,
     configurations: Sequence[Configuration] = (),
     token_questions: int = 200,
@@ -44,7 +43,7 @@ def write_report(
     `configurations` are ranked too. Tokens of at most `token_questions` questions are put in. `stage` is told what is being done
     and which share of the work is behind.
     """
-    target = run.path / "report.html" if path is None else Path(path)
+    target = run.path / "report.html" if path is None else place_of(path)
     summary, sections = make_sections(run, compare, configurations, draws, seed, lambda what, share: stage(what, share / 2))
     explorer = pack_tokens(run, token_questions, done=lambda share: stage("tokens", 0.5 + 0.45 * share))
     questions = len(run.frame("questions", ["question"]))
@@ -67,9 +66,12 @@ def write_report(
     )
     content = text.encode("utf-8", "replace")
     try:
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_bytes(content)
-        os.replace(partial, target)
+        if isinstance(target, Path):
+            partial = target.with_name(f".{target.name}.partial")
+            partial.write_bytes(content)
+            partial.replace(target)
+        else:
+            target.write_bytes(content)
     except OSError as fault:
         raise GradalignError(f"cannot write {target}: {fault.strerror or fault}; choose another --out") from fault
     return Report(target, len(content), questions, len(explorer.packets))

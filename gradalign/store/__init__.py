@@ -1,7 +1,23 @@
 """The run folder: its schema as data, parts written and read. Knows no torch, no model and no formula."""
 
 from gradalign.store.folder import RunFolder
+from gradalign.store.log import RunLog, session
+from gradalign.store.places import Place, place_of
 from gradalign.store.run import Run, load_run
 from gradalign.store.schema import TABLES, Column, arrow_schema
+from gradalign.store.status import Status, status
 
-__all__ = ["TABLES", "Column", "Run", "RunFolder", "arrow_schema", "load_run"]
+__all__ = [
+    "TABLES",
+    "Column",
+    "Place",
+    "Run",
+    "RunFolder",
+    "RunLog",
+    "Status",
+    "arrow_schema",
+    "load_run",
+    "place_of",
+    "session",
+    "status",
+]

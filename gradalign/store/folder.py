@@ -8,7 +8,6 @@ the old ones hold. Knows rows and files; nothing of models or of what the rows m
 import errno
 import hashlib
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,33 +18,71 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradalign.store.lock import lock_of
+from gradalign.store.log import FOLDER as LOG
+from gradalign.store.log import read_session, sessions
+from gradalign.store.places import PARTIAL, Place, is_file, place_of, read_parquet, write_whole
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
-FORMAT = 5
+FORMAT = 6
 Rows = Mapping[str, list[dict[str, Any]] | pa.Table]
+_OURS = {PARTIAL, ".lock", LOG, "lease.json"}
 
 
 class RunFolder:
-    """One run on disk, open for writing parts."""
+    """One run, open for writing parts; its place may be a folder or an address such as `s3://bucket/run`."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: str | Place):
+        self.path = place_of(path)
+        self.lock = lock_of(self.path)
+        self.locked = False
 
     def check(self) -> None:
         """Refuse a place that cannot become a run, before any work is done for it."""
         with _disk_faults(self.path):
-            if not self.path.exists():
+            if (self.path / "run.json").exists():
+                read_description(self.path)
+            elif not isinstance(self.path, Path):
+                probe = self.path / "probe"
+                probe.write_bytes(b"")
+                probe.unlink()
+            elif not self.path.exists():
                 self.path.mkdir(parents=True)
                 self.path.rmdir()
-            elif (self.path / "run.json").exists():
-                read_description(self.path)
-            elif any(entry.name != ".partial" for entry in self.path.iterdir()):
+            elif any(entry.name not in _OURS for entry in self.path.iterdir()):
                 raise GradalignError(f"folder {self.path} is not empty and not a run; choose another --out")
+
+    @contextmanager
+    def held(self) -> Iterator["RunFolder"]:
+        """Be the only writer: refused while another process is. A run that does not exist yet is held from `open` on."""
+        try:
+            if (self.path / "run.json").exists():
+                self._hold()
+            yield self
+        finally:
+            if self.locked:
+                self.lock.release()
+                self.locked = False
+
+    def _hold(self) -> None:
+        if self.locked:
+            return
+        if not self.lock.take():
+            raise GradalignError(
+                f"run {self.path} is being written by another process{_writer(self.path)}; wait until it ends "
+                f"(gradalign status {self.path} tells how far it is), or choose another --out"
+            )
+        self.locked = True
 
     def open(self, identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         """Begin the run, or go on with it: refused, naming the first difference, if it was begun with another identity."""
         self.check()
+        with _disk_faults(self.path):
+            if isinstance(self.path, Path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._hold()
+            self._clear()
         description = self.path / "run.json"
         if description.exists():
             require_same(read_description(self.path)["identity"], json.loads(json.dumps(identity)), self.path)
@@ -66,13 +103,15 @@ class RunFolder:
 
     def rows(self, part: int, table: str) -> list[dict[str, Any]]:
         """Rows of one table of a finished part."""
-        return pq.read_table(part_path(self.path, table, part)).to_pylist()
+        return read_parquet(part_path(self.path, table, part)).to_pylist()
 
     def write(self, part: int, rows: Rows, note: Mapping[str, Any] | None = None) -> None:
         """Write every table of a part (rows, or an Arrow table), then its marker with a `note`. An interrupt waits until the part stands.
 
         A part that stood before gives way only once the new one is whole.
         """
+        if self.lock.lost:
+            raise GradalignError(f"another process has taken over run {self.path}; this one stops, and what it finished stays")
         with _disk_faults(self.path), _interrupts_deferred():
             before = _generation(self.path, part)
             generation, sums = before + 1, {}
@@ -81,7 +120,7 @@ class RunFolder:
                 self._place(_file(self.path, table, part, generation), content)
                 sums[table] = {"rows": len(rows[table]), "sha256": hashlib.sha256(content).hexdigest()}
             marker = {"generation": generation, "note": dict(note or {}), "tables": sums}
-            self._place(_marker_path(self.path, part), json.dumps(marker).encode())
+            self._place(_marker_path(self.path, part), json.dumps(marker | {"sha256": _checksum(marker)}).encode())
             self._sweep(part, generation)
 
     def outcome(self) -> dict[str, Any]:
@@ -97,27 +136,25 @@ class RunFolder:
         """Remove files of a part that another generation left behind."""
         for table in TABLES:
             kept = _file(self.path, table, part, generation)
-            for file in [*kept.parent.glob(f"part-{part:05d}.parquet"), *kept.parent.glob(f"part-{part:05d}-*.parquet")]:
-                if file != kept:
-                    file.unlink(missing_ok=True)
+            for pattern in (f"part-{part:05d}.parquet", f"part-{part:05d}-*.parquet"):
+                for file in kept.parent.glob(pattern):
+                    if file.name != kept.name:
+                        file.unlink(missing_ok=True)
 
-    def _place(self, target: Path, content: bytes) -> None:
-        """Write beside the place, flush to disk, rename into it."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path / ".partial" / f"{target.parent.name}-{target.name}"
-        partial.parent.mkdir(exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-        _flush_folder(target.parent)
+    def _clear(self) -> None:
+        """Remove what a killed writer had not finished writing."""
+        partial = self.path / PARTIAL
+        for file in partial.iterdir() if isinstance(partial, Path) and partial.exists() else ():
+            file.unlink(missing_ok=True)
+
+    def _place(self, target: Place, content: bytes) -> None:
+        write_whole(self.path, target, content)
 
 
-def read_description(path: Path) -> dict[str, Any]:
+def read_description(path: Place) -> dict[str, Any]:
     """run.json of a run folder."""
     file = path / "run.json"
-    if not os.path.isfile(file):
+    if not is_file(file):
         raise GradalignError(f"{path} is not a run: it has no run.json; give the folder that `gradalign score` wrote")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -132,7 +169,7 @@ def read_description(path: Path) -> dict[str, Any]:
         raise GradalignError(f"{file} is damaged ({error}); score again into another folder") from error
 
 
-def require_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
+def require_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Place) -> None:
     """Refuse to go on with a run under another configuration."""
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
@@ -141,18 +178,18 @@ def require_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> 
             )
 
 
-def checked_parts(path: Path) -> dict[int, str | None]:
+def checked_parts(path: Place) -> dict[int, str | None]:
     """Every part with a marker, and what is wrong with it (None if nothing is)."""
     markers = sorted((path / "finished").glob("part-[0-9][0-9][0-9][0-9][0-9]*.json"))
     return {int(marker.stem.removeprefix("part-")): _problem(path, marker) for marker in markers}
 
 
-def read_marker(path: Path, part: int) -> dict[str, Any]:
+def read_marker(path: Place, part: int) -> dict[str, Any]:
     """The marker of a part: generation, note, and rows and checksum of each table."""
     return json.loads(_marker_path(path, part).read_text(encoding="utf-8"))
 
 
-def read_outcome(path: Path) -> dict[str, Any]:
+def read_outcome(path: Place) -> dict[str, Any]:
     """outcome.json of a run, empty where it has none."""
     try:
         return json.loads((path / "outcome.json").read_text(encoding="utf-8"))
@@ -160,16 +197,16 @@ def read_outcome(path: Path) -> dict[str, Any]:
         return {}
 
 
-def part_path(path: Path, table: str, part: int) -> Path:
+def part_path(path: Place, table: str, part: int) -> Place:
     """Where a table of a finished part lies."""
     return _file(path, table, part, read_marker(path, part)["generation"])
 
 
-def _file(path: Path, table: str, part: int, generation: int) -> Path:
+def _file(path: Place, table: str, part: int, generation: int) -> Place:
     return path / table / (f"part-{part:05d}.parquet" if generation == 1 else f"part-{part:05d}-{generation}.parquet")
 
 
-def _generation(path: Path, part: int) -> int:
+def _generation(path: Place, part: int) -> int:
     """Generation of the part that stands, 0 if none does (or its marker cannot be read)."""
     try:
         return int(read_marker(path, part)["generation"])
@@ -177,21 +214,28 @@ def _generation(path: Path, part: int) -> int:
         return 0
 
 
-def _marker_path(path: Path, part: int) -> Path:
+def _marker_path(path: Place, part: int) -> Place:
     return path / "finished" / f"part-{part:05d}.json"
 
 
-def _problem(path: Path, marker: Path) -> str | None:
+def _problem(path: Place, marker: Place) -> str | None:
     try:
         part = int(marker.stem.removeprefix("part-"))
         found = json.loads(marker.read_text(encoding="utf-8"))
+        if found.pop("sha256") != _checksum(found):
+            return f"finished/{marker.name} does not match its checksum"
         for table in TABLES:
             file = _file(path, table, part, int(found["generation"]))
             if hashlib.sha256(file.read_bytes()).hexdigest() != found["tables"][table]["sha256"]:
                 return f"{table}/{file.name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{marker.stem}: {error}"
     return None
+
+
+def _checksum(marker: Mapping[str, Any]) -> str:
+    """What a marker is known to be whole by: a bit that turns in it may leave it a marker."""
+    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
 
 
 def _parquet(table: str, rows: list[dict[str, Any]] | pa.Table) -> bytes:
@@ -202,26 +246,31 @@ def _parquet(table: str, rows: list[dict[str, Any]] | pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
-def _disk_faults(path: Path) -> Iterator[None]:
+def _disk_faults(path: Place) -> Iterator[None]:
     try:
         yield
+    except GradalignError:
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise GradalignError(
                 f"the disk of {path} is full; free some space and run the same command again to go on"
             ) from error
         raise GradalignError(f"cannot write to {path}: {error.strerror or error}; choose another --out") from error
+    except Exception as error:
+        if isinstance(path, Path):
+            raise
+        raise GradalignError(
+            f"{path} cannot be written to: {' '.join(str(error).split())[:200]}; check the address and the rights"
+        ) from error
+
+
+def _writer(path: Place) -> str:
+    """Who writes the run, as far as its log tells."""
+    numbers = sessions(path)
+    began = read_session(path, numbers[-1])[:1] if numbers else []
+    return f" (process {began[0].get('pid')} on {began[0].get('host')}, since {began[0].get('time')})" if began else ""
 
 
 @contextmanager

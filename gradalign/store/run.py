@@ -1,16 +1,15 @@
 """A run read back: pandas frames of its finished parts."""
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from gradalign.sheets import Head, Sheet
 from gradalign.store.folder import checked_parts, part_path, read_description, read_outcome
+from gradalign.store.places import Place, place_of, read_parquet
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
@@ -18,7 +17,7 @@ from gradalign.types import GradalignError
 class Run:
     """A run folder as pandas frames: `run.frame("alignment")`, or `run.alignment`, one attribute for each table."""
 
-    def __init__(self, path: Path, description: dict[str, Any], parts: list[int]):
+    def __init__(self, path: Place, description: dict[str, Any], parts: list[int]):
         self.path = path
         self.description = description
         self.parts = parts
@@ -41,7 +40,7 @@ class Run:
         schema = arrow_schema(name)
         if columns is not None:
             schema = pa.schema([schema.field(column) for column in columns])
-        read = (pq.read_table(file, columns=columns, schema=arrow_schema(name), filters=where) for file in files)
+        read = (read_parquet(file, columns=columns, schema=arrow_schema(name), filters=where) for file in files)
         return pa.concat_tables([schema.empty_table(), *(table.select(schema.names) for table in read)])
 
     def frame(self, name: str, columns: list[str] | None = None, where: pc.Expression | None = None) -> pd.DataFrame:
@@ -52,7 +51,7 @@ class Run:
         """The same run with only the parts that hold any of these questions: their rows, and those of their neighbours, are soon read."""
         where = pc.field("question").isin(list(questions))
         files = ((part, part_path(self.path, "questions", part)) for part in self.parts)
-        held = [part for part, file in files if pq.read_table(file, columns=["question"], filters=where).num_rows]
+        held = [part for part, file in files if read_parquet(file, columns=["question"], filters=where).num_rows]
         return Run(self.path, self.description, held)
 
     def __getattr__(self, name: str) -> pd.DataFrame:
@@ -84,9 +83,12 @@ class Run:
         return f"Run({str(self.path)!r}: {len(self.parts)} parts, student {self.identity.get('student')})"
 
 
-def load_run(path: str | Path) -> Run:
-    """Open a run for reading; only finished parts are read, and a damaged one is refused by name."""
-    folder = Path(path).expanduser()
+def load_run(path: str | Place) -> Run:
+    """Open a run for reading, from a folder or an address such as `s3://bucket/run`.
+
+    Only finished parts are read, and a damaged one is refused by name.
+    """
+    folder = place_of(path)
     description = read_description(folder)
     parts = checked_parts(folder)
     for problem in parts.values():

@@ -152,6 +152,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("top_overlap", _REAL, "", "share of the 10 most likely tokens that both have"),
         Column("student_mass_on_teacher_top", _REAL, "", "student's mass on the teacher's 10 most likely tokens"),
         Column("teacher_mass_on_student_top", _REAL, "", "teacher's mass on the student's 10 most likely tokens"),
+        Column(
+            "tail",
+            _REAL,
+            "",
+            "teacher's probability outside the tokens its server told; missing where the whole vocabulary is known",
+        ),
         Column("teacher_mass", _REAL, "", "scored nodes: mass of the teacher's distribution on the support"),
         Column("advantage", _REAL, "", "scored nodes: teacher advantage, sum of (tau - pi) S, untried tokens at the mean"),
     ),

@@ -1,0 +1,27 @@
+"""The executor that a run is carried out by, for as long as it is needed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gradalign.pipeline.cast import Cast, load_cast
+from gradalign.pipeline.config import Execution, RunConfig
+from gradalign.pipeline.local import LocalExecutor
+from gradalign.pipeline.work import Executor
+
+
+@contextmanager
+def engaged(config: RunConfig, execution: Execution, cast: Cast | None = None) -> Iterator[Executor]:
+    """This process or the workers of a cluster, with the models loaded; `cast` brings models of one's own."""
+    executor = _executor(config, execution, cast)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def _executor(config: RunConfig, execution: Execution, cast: Cast | None) -> Executor:
+    if execution.executor == "ray":
+        from gradalign.pipeline.on_ray import RayExecutor
+
+        return RayExecutor(config, execution, cast)
+    return LocalExecutor(cast or load_cast(config, execution))

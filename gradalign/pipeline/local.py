@@ -1,0 +1,39 @@
+"""The executor of this process: one part after the other."""
+
+from collections.abc import Iterator, Sequence
+
+from gradalign.pipeline.cast import Cast
+from gradalign.pipeline.config import RunConfig
+from gradalign.pipeline.faults import QuestionFault, described
+from gradalign.pipeline.progress import Progress
+from gradalign.pipeline.work import Done, Facts, Failed, Meter, Task, carry_out
+from gradalign.store import RunFolder
+from gradalign.types import GradalignError
+
+
+class LocalExecutor:
+    """Scores parts with the models that it is given."""
+
+    def __init__(self, cast: Cast):
+        self.cast = cast
+        self.facts = Facts.of(cast)
+
+    def run(self, folder: RunFolder, config: RunConfig, tasks: Sequence[Task], progress: Progress) -> Iterator[Done | Failed]:
+        """Score tasks in order; what the user can mend ends it, anything else is told as a failure."""
+        for task in tasks:
+            meter = Meter(progress, task.units)
+            yield self._score(task, folder, config, meter)
+            meter.complete()
+
+    def _score(self, task: Task, folder: RunFolder, config: RunConfig, meter: Meter) -> Done | Failed:
+        try:
+            return carry_out(task, folder, config, self.cast, meter)
+        except GradalignError:
+            raise
+        except QuestionFault as fault:
+            return Failed(task, fault.reason, fault.question, fault.__cause__)
+        except Exception as error:
+            return Failed(task, described(error), error=error)
+
+    def close(self) -> None:
+        """There are no workers."""

@@ -1,0 +1,87 @@
+"""What to do about parts that break: three tries, then the questions at fault are set aside and the rest of the part goes on."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from gradalign.pipeline.work import Done, Failed, Task
+from gradalign.store import RunLog
+from gradalign.types import GradalignError
+
+log = logging.getLogger(__name__)
+TRIES = 3
+
+
+@dataclass(eq=False)
+class _Case:
+    """A part in trouble: its task, how often it failed by the question that was named (None: none was), and how many are on trial."""
+
+    task: Task
+    failures: Counter[str | None] = field(default_factory=Counter)
+    on_trial: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def again(self) -> Task:
+        return replace(self.task, left_out=dict(self.left_out))
+
+
+class Tries:
+    """Tells which tasks to run after a failure.
+
+    A question that is named by three failures is set aside with the reason. Where a part breaks three times and none is named, as when
+    its worker dies, each of its questions is tried alone, and those that break alone are set aside; if none does, the part has three
+    more tries, and is then set aside whole. Where nothing has been scored yet and questions break in the same way, the run ends.
+    """
+
+    def __init__(self, run_log: RunLog):
+        self.run_log = run_log
+        self.cases: dict[int, _Case] = {}
+        self.reasons: Counter[str] = Counter()
+        self.scored = False
+
+    def after(self, outcome: Done | Failed) -> list[Task]:
+        """The tasks to run next because of this outcome; empty where it is settled."""
+        if isinstance(outcome, Done):
+            self.scored |= bool(outcome.scores)
+            return self._tried(outcome.task) if outcome.task.trial else []
+        task, question = outcome.task, outcome.question
+        case = self.cases.setdefault(task.part, _Case(task))
+        if task.trial:
+            self._set_aside(case, task.places[0][1].id, outcome)
+            return self._tried(task)
+        case.failures[question] += 1
+        tries = case.failures[question]
+        where = f"part {task.part}" if question is None else f"question {question!r}"
+        log.warning("%s failed (try %d): %s", where, tries, outcome.reason)
+        self.run_log.write("failed", part=task.part, question=question, tries=tries, reason=outcome.reason)
+        if question is not None and tries == TRIES:
+            self._set_aside(case, question, outcome)
+        elif question is None and tries == TRIES:
+            return self._trials(case)
+        elif question is None and tries == 2 * TRIES:
+            for _, left in task.places:
+                self._set_aside(case, left.id, outcome)
+        return [case.again]
+
+    def _trials(self, case: _Case) -> list[Task]:
+        alone = [place for place in case.task.places if place[1].id not in case.left_out]
+        case.on_trial = len(alone)
+        return [replace(case.task, places=[place], units=0, held=False, trial=True) for place in alone]
+
+    def _tried(self, trial: Task) -> list[Task]:
+        case = self.cases[trial.part]
+        case.on_trial -= 1
+        return [] if case.on_trial else [case.again]
+
+    def _set_aside(self, case: _Case, question: str, failed: Failed) -> None:
+        if question in case.left_out:
+            return
+        case.left_out[question] = failed.reason
+        self.run_log.write("set aside", part=case.task.part, question=question, reason=failed.reason)
+        log.warning("question %r is set aside: %s", question, failed.reason)
+        self.reasons[failed.reason] += 1
+        if not self.scored and self.reasons[failed.reason] > 1:
+            raise GradalignError(
+                f"nothing can be scored: questions fail one after the other, the last ({question!r}) with {failed.reason}"
+            ) from failed.error

@@ -1,0 +1,88 @@
+"""Where a run lies: a folder of this machine or of a shared file system, or a place in an object store, which fsspec reaches."""
+
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from gradalign.types import GradalignError
+
+Place = Path | UPath
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
+PARTIAL = ".partial"
+
+
+def place_of(path: str | Place) -> Place:
+    """The place that `path` means: a path of this machine, or an address such as `s3://bucket/runs/one`.
+
+    Listings of an object store are never cached, since other machines write there. Raises `GradalignError` where the package that reaches
+    such an address is missing.
+    """
+    if not isinstance(path, str):
+        return path.expanduser() if isinstance(path, Path) else path
+    if not _ADDRESS.match(path):
+        return Path(path).expanduser()
+    try:
+        place = UPath(path, use_listings_cache=False)
+        place.fs  # noqa: B018 (the package is imported here)
+    except (ImportError, ValueError) as error:
+        raise GradalignError(
+            f"{path} cannot be reached: {error}; for s3:// addresses pip install 'gradalign[s3]', for others the package of fsspec for them"
+        ) from error
+    return place
+
+
+def is_local(place: Place) -> bool:
+    """Is it a path of this machine, or of a file system that it has mounted?"""
+    return isinstance(place, Path)
+
+
+def is_file(place: Place) -> bool:
+    """Does a file stand there? A name that no file can have is none."""
+    return os.path.isfile(place) if isinstance(place, Path) else place.is_file()
+
+
+def write_whole(root: Place, target: Place, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all: beside its place, flushed to disk, then renamed into it.
+
+    An object in an object store appears whole in any case.
+    """
+    if not isinstance(target, Path):
+        target.write_bytes(content)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(str(root)) / PARTIAL / f"{uuid.uuid4().hex}-{target.name}"
+    partial.parent.mkdir(exist_ok=True)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    flush_folder(target.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder stand on disk."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_parquet(file: Place, **options: Any) -> pa.Table:
+    """A Parquet file as an Arrow table; `options` are those of `pyarrow.parquet.read_table`."""
+    if isinstance(file, Path):
+        return pq.read_table(file, **options)
+    return pq.read_table(file.path, filesystem=file.fs, **options)

@@ -1,0 +1,39 @@
+"""Distributions of which only the most likely tokens are told: the rest as one bucket. Torch in, torch out; knows no server."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_ROUNDING = float(torch.finfo(torch.float32).eps)
+
+
+def spread_tail(
+    told_NV: Float[Tensor, "N V"], student_logprobs_NV: Float[Tensor, "N V"]
+) -> tuple[Float[Tensor, "N V"], Float[Tensor, " N"]]:
+    """The teacher's log-probabilities, told ones as they are, and its tail: the probability of the tokens that are not told (NaN).
+
+    Let U be the tokens that are not told, tau_U = 1 - sum of the told tau_k the tail, and pi_U the student's probability of U. Nothing is
+    known of how the tail lies over U, so U is taken for one token, in both models: tau_j = tau_U pi_j / pi_U for j in U. Then
+    tau_j / pi_j = tau_U / pi_U for every j in U, and for any f
+
+        sum_V pi_j f(tau_j / pi_j) = sum_told pi_k f(tau_k / pi_k) + pi_U f(tau_U / pi_U),
+
+    so every f-divergence (reverse and forward KL, Jensen-Shannon) is the one of the two coarse-grained distributions: by the data
+    processing inequality a lower bound of the true one, and equal to it where every token is told, or where the true ratio is the same all
+    over U. To leave the tail out and renormalise, as is often done with stored top-k logits, would make the told tokens more likely than
+    the teacher does (on that bias: Anshumann et al., Sparse Logit Sampling, arXiv 2503.16870).
+
+    A tail is told only as a difference of 1 and a sum in single precision: it is at least its rounding, and rows that come to more than 1
+    are divided by their sum. Student log-probabilities are finite. Tails (N,) are missing (NaN) where every token is told.
+    """
+    untold_NV = told_NV.isnan()
+    some_N = untold_NV.any(-1)
+    nothing_N = torch.full_like(told_NV[:, 0], torch.nan)
+    if not bool(some_N.any()):
+        return told_NV, nothing_N
+    sum_N = told_NV.exp().masked_fill(untold_NV, 0.0).sum(-1, dtype=torch.float64)
+    tail_N = (1 - sum_N).clamp_min(_ROUNDING)
+    rest_N = student_logprobs_NV.masked_fill(~untold_NV, -torch.inf).logsumexp(-1)
+    spread_NV = torch.where(untold_NV, student_logprobs_NV + (tail_N.log().to(rest_N) - rest_N)[:, None], told_NV)
+    total_N = torch.where(some_N, (sum_N + tail_N).log(), 0.0).to(spread_NV)
+    return spread_NV - total_N[:, None], torch.where(some_N, tail_N.to(nothing_N), nothing_N)
