@@ -23,7 +23,7 @@ test-trl: $(VENV)/.trl-installed  ## exported configurations, trained with TRL
 	$(BIN)/python -m pytest -q -m integration --durations=10
 
 test-vllm: $(VLLM_VENV)/.installed  ## sampling with vLLM on the CPU, in an environment of its own
-	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/test_vllm.py --durations=10
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/test_vllm.py tests/test_vllm_server.py --durations=10
 
 test-scale: $(VENV)/.scale-installed  ## Ray clusters of several nodes, an S3 server, runs that are killed
 	$(BIN)/python -m pytest -q -m scale --durations=10
@@ -42,7 +42,7 @@ check: $(VENV)/.test-installed  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.test-installed  ## the benchmarks' tables; SMALL=1 for the size that CI runs
+bench: $(VENV)/.scale-installed  ## the benchmarks' tables; SMALL=1 for the size that CI runs
 	SMALL=$(SMALL) $(BIN)/python benchmarks/memory.py
 	SMALL=$(SMALL) $(BIN)/python benchmarks/builtin_students.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
@@ -52,6 +52,11 @@ bench: $(VENV)/.test-installed  ## the benchmarks' tables; SMALL=1 for the size 
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/paced.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/null_paths.py
 	SMALL=$(SMALL) $(BIN)/python benchmarks/reading.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/crashes.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/long_runs.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/driver_limit.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ray_scaling.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/topk_teacher.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -279,9 +279,10 @@ def main() -> int:
                     strike(tally)
             rows.append({"fault": name} | tally.row())
     heads = {
-        "fault": "fault", "repetitions": "repetitions", "struck": "struck", "refused": "told in a line", "parts_kept": "parts kept (mean)",
-        "lost": "lost rows", "twice": "rows twice", "wrong": "wrong rows", "redone": "parts done twice", "note": "",
+        "fault": "fault", "repetitions": "runs", "struck": "struck", "refused": "told", "parts_kept": "parts kept", "lost": "lost rows",
+        "twice": "rows twice", "wrong": "wrong rows", "redone": "parts redone",
     }  # fmt: skip
+    heads |= {"note": ""} if any(row["note"] for row in rows) else {}
     title = f"{QUESTIONS} questions in {QUESTIONS // PART} parts, {harness.rows:,} rows"
     report("crashes", title, [*heads.values()], [[_cell(row[name]) for name in heads] for row in rows], {"faults": rows})
     return int(any(row["lost"] or row["twice"] or row["wrong"] or row["redone"] for row in rows))

@@ -17,7 +17,8 @@ def schema_page() -> str:
     parts = [
         "# The tables of a run\n",
         "Made from `gradalign/store/schema.py` by `python docs/build.py`.\n",
-        "A run folder holds `run.json`, `finished/` with a marker and checksums for each part, and a folder of Parquet files for each "
+        "A run folder holds `run.json`, `finished/` with a marker and checksums for each part, `log/` with what happened in each session "
+        "(`gradalign status` reads it), and a folder of Parquet files for each "
         'table. They open in pandas, DuckDB, Polars or `datasets.load_dataset("parquet", …)` without this package; '
         "`gradalign.load_run(path)` gives them as frames: `run.alignment`, `run.nodes`, … Columns carry unit and meaning as Arrow metadata "
         "too.\n",

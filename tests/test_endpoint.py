@@ -1,5 +1,7 @@
 """Addresses of served models, and one endpoint asked over HTTP: what is refused and in which words, retries, many at once, the key."""
 
+import importlib
+import sys
 import threading
 import time
 
@@ -186,3 +188,10 @@ def test_a_closed_iterator_drops_what_has_not_begun(small):
         count = len(begun)
         time.sleep(0.1)
     assert count == len(begun) <= 6
+
+
+def test_without_the_client_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.delitem(sys.modules, "gradalign.endpoint.client")
+    with pytest.raises(GradalignError, match=r"pip install 'gradalign\[server\]'"):
+        importlib.import_module("gradalign.endpoint.client")

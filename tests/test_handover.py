@@ -18,7 +18,7 @@ from gradalign.configurations import QuestionWeighting, parse_tokens
 from gradalign.contexts import render_question
 from gradalign.findings import rank_configurations
 from gradalign.handover import default_folder
-from gradalign.handover.mapping import loss_of
+from gradalign.handover.mapping import loss_of, trl_plan
 from gradalign.objectives import OBJECTIVES
 from gradalign.pipeline import Budget, Effort
 from gradalign.questions import load_questions
@@ -211,6 +211,14 @@ def test_every_objective_has_its_nearest_loss():
     assert loss_of("jsd:0.3").beta == 0.3
     assert loss_of("forward_kl@reverse_kl*1").beta == 0
     assert "function of your own" in str(loss_of("mine:softened").lost)
+
+
+def test_a_served_teacher_is_named_and_not_loaded():
+    configuration = Configuration("mine", "reverse_kl", "server:http://127.0.0.1:8000#better")
+    identity = {"temperature": 1.0, "max_tokens": 64, "seed": 0, "student": "builtin:small"}
+    description = trl_plan(configuration, identity, ["a question"], ["a question"]).description
+    assert description["teacher"] == {"model": "server:http://127.0.0.1:8000#better", "gguf_file": None}
+    assert any("is served, and trainers load weights" in lost for lost in description["not_carried"])
 
 
 def test_names_never_lead_out_of_the_run(run, tmp_path):

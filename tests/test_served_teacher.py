@@ -30,7 +30,15 @@ def test_teachers_are_named():
 
 
 @pytest.mark.parametrize(
-    "spec", ["server:", f"{SERVER}+ctx:", f"ctx:answer@{SERVER}", "ctx:summary@server:host", f"{SERVER}+ctx:answr"]
+    "spec",
+    [
+        "server:",
+        f"{SERVER}+ctx:",
+        f"ctx:answer@{SERVER}",
+        "ctx:summary@server:host",
+        f"{SERVER}+ctx:answr",
+        "model:server:host",
+    ],
 )
 def test_what_is_no_teacher_is_refused(spec):
     with pytest.raises(GradalignError):

@@ -9,16 +9,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import AutoModelForCausalLM
 
 import gradalign
 from gradalign.builtin import builtin_path
 from gradalign.engines.server import connect_student
-from gradalign.models import LoadOptions, load_model
+from gradalign.models import LoadedModel, LoadOptions, load_model
 from gradalign.models.served import load_served
 from gradalign.seeds import seed_of
 from gradalign.types import CompletionRequest, GradalignError
@@ -29,38 +32,37 @@ _SAMPLES = 20_000
 SETTINGS = {"limit": 2, "rollouts": 8, "demonstrations": 4, "budget": 8, "batch_size": 32, "device": "cpu"}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[str]:
-    """The address of a server with the built-in student."""
-    pytest.importorskip("vllm")
+@contextmanager
+def running(log: Path, model: Path, name: str, **options: object) -> Iterator[str]:
+    """A server of the model until the block ends: its address. Where it fails, the end of its log is shown."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = {
-        "model": builtin_path("students") / "small", "served-model-name": "small", "host": "127.0.0.1", "port": port, "dtype": "float32",
-        "max-logprobs": 1000,
-    }  # fmt: skip
+    options |= {"model": model, "served_model_name": name, "host": "127.0.0.1", "port": port, "dtype": "float32"}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--no-enable-chunked-prefill"]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    log = tmp_path_factory.mktemp("server") / "log"
+    command += [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
         _wait(process, port, log)
-        yield f"server:http://127.0.0.1:{port}#small"
+        yield f"server:http://127.0.0.1:{port}#{name}"
         if process.poll() is not None:
             pytest.fail(f"the server died:\n{_end(log)}")
     finally:
-        for number, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
-            try:
-                os.killpg(process.pid, number)
-                process.wait(patience)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
+        _kill(process)
 
 
-def _wait(process, port: int, log) -> None:
+def _kill(process: subprocess.Popen) -> None:
+    for number, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(patience)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def _wait(process: subprocess.Popen, port: int, log: Path) -> None:
     until = time.monotonic() + _STARTS_WITHIN
     while time.monotonic() < until and process.poll() is None:
         try:
@@ -71,8 +73,17 @@ def _wait(process, port: int, log) -> None:
     pytest.fail(f"the server did not start:\n{_end(log)}")
 
 
-def _end(log) -> str:
+def _end(log: Path) -> str:
     return log.read_text(errors="replace")[-4000:]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[str]:
+    """The built-in student, and as many tokens told as it has."""
+    with running(
+        tmp_path_factory.mktemp("server") / "log", builtin_path("students") / "small", "small", max_logprobs=1000
+    ) as name:
+        yield name
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +189,55 @@ def test_a_run_with_a_served_student(server, tmp_path):
     assert run.identity["engine"] == "server"
     assert len(run.alignment) > 0
     assert len(gradalign.rank(run, by="drive").frame) == 2
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory) -> LoadedModel:
+    """The built-in student at temperature 0.6, with 28 more logits than tokens, all of them likely."""
+    folder = tmp_path_factory.mktemp("padded")
+    source = builtin_path("students") / "small"
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.resize_token_embeddings(384, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[356:] = model.get_output_embeddings().weight[280:308]
+    model.save_pretrained(folder)
+    return load_model(str(folder), LoadOptions(device="cpu", temperature=0.6))
+
+
+@pytest.fixture(scope="module")
+def guarded(padded, tmp_path_factory) -> Iterator[str]:
+    """A server of it that wants a key, tells log-probabilities as sampled, and few of them."""
+    log = tmp_path_factory.mktemp("guarded") / "log"
+    options = {"max_logprobs": 5, "logprobs_mode": "processed_logprobs", "api_key": "key-of-the-test"}
+    with running(log, Path(padded.language_model.name), "padded", **options) as name:
+        yield name
+
+
+def test_padding_is_never_sampled_and_temperatures_hold(guarded, padded, monkeypatch):
+    monkeypatch.setenv("GRADALIGN_API_KEY", "key-of-the-test")
+    engine, model = connect_student(guarded, padded, 64), padded.language_model
+    prefix = (1, 2, 3)
+    drawn = list(engine.complete([CompletionRequest(prefix, tuple(seed_of("padded", i) for i in range(2000)), 1)]))
+    own = model.logprobs(model.hidden_states(prefix, [np.array([0])])[0])[0].double()
+    tokens = np.array([c.tokens[0] for c in drawn])
+    assert tokens.max() < 356
+    np.testing.assert_allclose([c.logprobs[0] for c in drawn], own[tokens], atol=1e-4)
+    probs = own.exp().numpy()
+    common = probs * 2000 >= 5
+    counts = np.bincount(tokens, minlength=356)
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = np.append(probs[common], probs[~common].sum())
+    assert chisquare(observed, expected * 2000 / expected.sum()).pvalue > 1e-3
+
+
+def test_keys_and_limits_are_told(guarded, padded, monkeypatch):
+    monkeypatch.setenv("GRADALIGN_API_KEY", "another-key")
+    with pytest.raises(GradalignError, match="refuses the key in GRADALIGN_API_KEY") as caught:
+        connect_student(guarded, padded, 4)
+    assert "another-key" not in str(caught.value)
+    monkeypatch.setenv("GRADALIGN_API_KEY", "key-of-the-test")
+    with pytest.raises(GradalignError, match=r"tells fewer than 20 tokens.*--max-logprobs 20, or give a smaller"):
+        load_served(guarded, padded, LoadOptions(device="cpu"), 20, teaches=True)
+    load_served(guarded, padded, LoadOptions(device="cpu"), 5, teaches=True)

@@ -43,9 +43,10 @@ def _sourced(text: str) -> tuple[str, str, str]:
 
 def _model(named: str) -> str:
     """The name of a model: without `model:`, but with `server:`."""
-    if named.startswith(PREFIX):
-        parse_address(named)
-    return named.removeprefix("model:")
+    name = named.removeprefix("model:")
+    if name.startswith(PREFIX):
+        parse_address(name)
+    return name
 
 
 def _is_file(path: str) -> bool:

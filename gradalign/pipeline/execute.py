@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -117,6 +118,7 @@ class _Crew:
     ):
         self.folder, self.config, self.executor, self.ledger = folder, config, executor, ledger
         self.progress, self.tries, self.run_log = progress, tries, run_log
+        self.shown = self.took = 0.0
 
     def score(self, tasks: Sequence[Task]) -> None:
         """Score tasks, and what has to be tried again because of them."""
@@ -135,7 +137,16 @@ class _Crew:
             "part", part=done.task.part, questions=len(done.task.places), budget=str(done.task.spending.budget),
             took=round(done.seconds, 3), worker=done.worker, scored=self.ledger.questions(), rollouts=rollouts, tokens=tokens,
         )  # fmt: skip
+        self._show()
+
+    def _show(self) -> None:
+        """Tell where the run stands, in at most a twentieth of the time: with thousands of questions each look has its price."""
+        began = time.monotonic()
+        if began - self.shown < 20 * self.took:
+            return
         self.progress.standing(self.ledger.standing(), self.ledger.spent())
+        self.shown = time.monotonic()
+        self.took = self.shown - began
 
 
 class _Ledger:

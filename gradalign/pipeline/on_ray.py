@@ -23,6 +23,7 @@ from gradalign.types import GradalignError
 log = logging.getLogger(__name__)
 _QUEUED = 2  # tasks a worker has at most: the one it is at, and one to go on with
 _TICK = 0.5
+_QUESTIONS = 16.0  # that the driver asks all workers together in a second
 _PATIENCE = 600.0
 
 
@@ -75,6 +76,7 @@ class _Hand:
     hello: Any = None
     hello_at: float = 0.0
     telling: Any = None
+    asked: float = 0.0
     units: int = 0
     ready: bool = False
 
@@ -107,17 +109,14 @@ class RayExecutor:
         waiting = deque(tasks)
         progress.stage(f"{len(self.hands)} workers")
         while waiting or any(hand.calls for hand in self.hands):
-            for hand in self.hands:
-                while hand.ready and waiting and len(hand.calls) < _QUEUED and not self._shorter(hand):
-                    task = waiting.popleft()
-                    hand.calls.append((hand.actor.score.remote(task, folder.path, config, hand.name), task))
+            for queued in range(_QUEUED):  # those with least to do first
+                for hand in self.hands:
+                    if waiting and hand.ready and len(hand.calls) == queued:
+                        task = waiting.popleft()
+                        hand.calls.append((hand.actor.score.remote(task, folder.path, config, hand.name), task))
             for hand, ref in self._hear(_TICK, [hand.calls[0][0] for hand in self.hands if hand.calls]):
                 yield from self._returned(hand, ref, waiting)
             self._listen(progress)
-
-    def _shorter(self, hand: _Hand) -> bool:
-        """Is there a ready worker with less to do?"""
-        return any(other.ready and len(other.calls) < len(hand.calls) for other in self.hands)
 
     def _hear(self, patience: float, refs: list[Any]) -> list[tuple[_Hand, Any]]:
         """Wait for what comes first: calls that ended, each with its worker, or workers that are ready."""
@@ -190,8 +189,11 @@ class RayExecutor:
             yield Failed(task, f"its worker was lost ({type(error).__name__})")
 
     def _listen(self, progress: Progress) -> None:
-        """Ask busy workers how far they are, and take in what they last said."""
+        """Ask busy workers how far they are, and take in what they last said; many are asked less often than few."""
+        now = time.monotonic()
         for hand in self.hands:
+            if now - hand.asked < len(self.hands) / _QUESTIONS:
+                continue
             if hand.telling is not None and self.ray.wait([hand.telling], timeout=0)[0]:
                 try:
                     units = self.ray.get(hand.telling)
@@ -202,6 +204,7 @@ class RayExecutor:
                 hand.telling = None
             if hand.telling is None and hand.ready and hand.calls:
                 hand.telling = hand.actor.told.options(concurrency_group="telling").remote()
+            hand.asked = now
 
     def close(self) -> None:
         """End the workers, and the cluster if it was started for them."""

@@ -82,10 +82,11 @@ def session(root: Place, **facts: Any) -> Iterator[RunLog]:
     library.addHandler(handler)
     try:
         yield run_log
+    except KeyboardInterrupt:
+        run_log.write("ended", how="interrupted")
+        raise
     except BaseException as error:
-        run_log.write(
-            "ended", how="interrupted" if isinstance(error, KeyboardInterrupt) else "failed", message=_first_line(error)
-        )
+        run_log.write("ended", how="failed", message=_first_line(error))
         raise
     else:
         run_log.write("ended", how="done")

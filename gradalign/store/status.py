@@ -14,6 +14,7 @@ from gradalign.store.places import Place, place_of
 State = Literal["running", "done", "interrupted", "failed", "killed", "not begun"]
 _RECENT = 20
 _SHOWN = 10
+_GO_ON = "the same command goes on where it was"
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,10 @@ def _state(latest: Sequence[Mapping[str, Any]], taken: bool) -> tuple[State, str
     if not latest:
         return "running" if taken else "not begun", ""
     end = latest[-1]
-    if end["event"] == "ended":
-        return end.get("how", "done"), str(end.get("message", ""))
-    return ("running", "") if taken else ("killed", "the same command goes on where it was")
+    if end["event"] != "ended":
+        return ("running", "") if taken else ("killed", _GO_ON)
+    how = end.get("how", "done")
+    return how, str(end.get("message", _GO_ON if how == "interrupted" else ""))
 
 
 def _pace(parts: Sequence[Mapping[str, Any]], to_do: int) -> tuple[float | None, float | None]:
