@@ -13,8 +13,8 @@ WHEEL_PLACE := $(or $(TMPDIR),/tmp)/gradalign-wheel
 demo: $(VENV)/.installed  ## score the built-in student and print the ranking
 	$(BIN)/gradalign score
 
-test: $(VENV)/.test-installed  ## the fast tests
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.test-installed  ## the fast tests, over all cores
+	$(BIN)/python -m pytest -q -n auto
 
 test-slow: $(VENV)/.real-installed  ## the slow tests and those on a real language model
 	$(BIN)/python -m pytest -q -m "slow or real_model" --durations=10
