@@ -1,6 +1,8 @@
 """Runs in an object store: the same parts, the same promises, read by the same call. `s3://` for real against a server on this machine."""
 
 import os
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -81,6 +83,19 @@ def s3(monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_in_a_bucket(s3):
     exercise(f"{s3}/runs/one")
+
+
+@pytest.mark.scale
+@pytest.mark.filterwarnings("ignore")
+def test_workers_write_into_a_bucket(s3, tmp_path):
+    """A process of its own, so that the workers it starts know where the bucket is, as they would from their machines."""
+    pytest.importorskip("ray")
+    settings = {"limit": 8, "rollouts": 8, "budget": 8, "part_size": 2, "device": "cpu"}
+    out = f"{s3}/over-workers"
+    code = f"import gradalign; gradalign.score('builtin:arithmetic', out={out!r}, executor='ray', workers=2, **{settings!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=240)
+    here = gradalign.score("builtin:arithmetic", out=tmp_path / "here", **settings)
+    assert_same_rows(here, load_run(out), tolerance=0)
 
 
 @pytest.mark.scale

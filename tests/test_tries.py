@@ -84,6 +84,24 @@ def test_a_set_aside_question_stays_so_under_a_larger_budget(tabular, tmp_path):
     assert run.questions.targeted_rollouts.max() > 16
 
 
+def test_what_a_run_holds_is_not_given_up_for_a_fault_under_a_larger_budget(tabular, tmp_path, caplog):
+    config, place = config_for(8, part_size=4), tmp_path / "r"
+    before = run_score(config, place, cast=cast_with(tabular, TabularCodec(tabular)), questions=marked(8, 2), effort=SMALL)
+    held = before.questions.set_index("question").targeted_rollouts
+    larger = Effort(Budget(64))
+    after = run_score(config, place, cast=cast_with(tabular, Breaking(tabular)), questions=marked(8, 2), effort=larger)
+    assert "stays as it was before: ValueError: no such glyph" in caplog.text
+    assert after.skipped.empty
+    more = after.questions.set_index("question").targeted_rollouts
+    fell = [part for part in after.parts if "q2" in {row["question"] for row in RunFolder(place).rows(part, "questions")}]
+    beside = {row["question"] for row in RunFolder(place).rows(fell[0], "questions")}
+    assert (more[list(beside)] == held[list(beside)]).all()
+    others = sorted({*more.index} - beside)
+    assert (more[others] > held[others]).any()
+    mended = run_score(config, place, cast=cast_with(tabular, TabularCodec(tabular)), questions=marked(8, 2), effort=larger)
+    assert (mended.questions.set_index("question").targeted_rollouts[list(beside)] > held[list(beside)]).any()
+
+
 class Falling:
     """An engine that breaks whenever a batch holds a marked seed, without a word of which question it was."""
 

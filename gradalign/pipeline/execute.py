@@ -41,6 +41,8 @@ def execute(
     progress.standing(ledger.standing(), ledger.spent())
     if todo or effort.sequential:
         folder.write_outcome(watch.verdict(ledger.standing(), ledger.spent(), ended=False) if effort.sequential else {})
+    if not todo and not effort.sequential:
+        return
     facts = {"questions": len(questions), "parts": len(parts), "to_do": len(todo), "budget": str(effort.budget)}
     with session(folder.path, **facts) as run_log:
         crew = _Crew(folder, config, executor, ledger, progress, Tries(run_log), run_log)
@@ -122,6 +124,7 @@ class _Crew:
 
     def score(self, tasks: Sequence[Task]) -> None:
         """Score tasks, and what has to be tried again because of them."""
+        self.tries.begin()
         while tasks:
             again: list[Task] = []
             for outcome in self.executor.run(self.folder, self.config, tasks, self.progress):
@@ -129,6 +132,7 @@ class _Crew:
                     self._note(outcome)
                 again += self.tries.after(outcome)
             tasks = again
+        self._show(due=True)
 
     def _note(self, done: Done) -> None:
         self.ledger.put(done)
@@ -139,10 +143,10 @@ class _Crew:
         )  # fmt: skip
         self._show()
 
-    def _show(self) -> None:
-        """Tell where the run stands, in at most a twentieth of the time: with thousands of questions each look has its price."""
+    def _show(self, due: bool = False) -> None:
+        """Tell where the run stands: when it is `due`, else in at most a twentieth of the time, since a look at thousands has its price."""
         began = time.monotonic()
-        if began - self.shown < 20 * self.took:
+        if not due and began - self.shown < 20 * self.took:
             return
         self.progress.standing(self.ledger.standing(), self.ledger.spent())
         self.shown = time.monotonic()

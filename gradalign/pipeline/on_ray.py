@@ -216,7 +216,7 @@ class RayExecutor:
 
 def _imported() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise GradalignError(f"--executor ray needs Ray ({error}); pip install 'gradalign[ray]'") from error
     return ray

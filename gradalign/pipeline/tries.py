@@ -31,7 +31,8 @@ class Tries:
 
     A question that is named by three failures is set aside with the reason. Where a part breaks three times and none is named, as when
     its worker dies, each of its questions is tried alone, and those that break alone are set aside; if none does, the part has three
-    more tries, and is then set aside whole. Where nothing has been scored yet and questions break in the same way, the run ends.
+    more tries, and is then set aside whole. Where nothing has been scored yet and questions break in the same way, the run ends. A part
+    that the run holds already, from a smaller budget, stays as it was after three failures: nothing finished is given up.
     """
 
     def __init__(self, run_log: RunLog):
@@ -39,6 +40,10 @@ class Tries:
         self.cases: dict[int, _Case] = {}
         self.reasons: Counter[str] = Counter()
         self.scored = False
+
+    def begin(self) -> None:
+        """A new wave of tasks: what failed in an earlier one is settled."""
+        self.cases.clear()
 
     def after(self, outcome: Done | Failed) -> list[Task]:
         """The tasks to run next because of this outcome; empty where it is settled."""
@@ -55,6 +60,9 @@ class Tries:
         where = f"part {task.part}" if question is None else f"question {question!r}"
         log.warning("%s failed (try %d): %s", where, tries, outcome.reason)
         self.run_log.write("failed", part=task.part, question=question, tries=tries, reason=outcome.reason)
+        if task.held and tries == TRIES:
+            log.warning("part %d stays as it was before: %s", task.part, outcome.reason)
+            return []
         if question is not None and tries == TRIES:
             self._set_aside(case, question, outcome)
         elif question is None and tries == TRIES:
