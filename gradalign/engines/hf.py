@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradalign.engines.rows import Row, rows_of
 from gradalign.engines.sampling import sample_tokens
 from gradalign.models.causal import CausalLanguageModel
 from gradalign.models.memory import Batches
@@ -20,22 +21,11 @@ from gradalign.types import Completion, CompletionRequest
 _CELLS = 1 << 23
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One completion to sample: where it came from, its seed and its length limit."""
-
-    request: int
-    replicate: int
-    prefix: tuple[int, ...]
-    seed: int
-    max_tokens: int
-
-
 @dataclass
 class _Batch:
     """Rows under way: the cache, which keys are real, and what has been sampled so far."""
 
-    rows: list[_Row]
+    rows: list[Row]
     cache: object
     mask_BL: Tensor
     hidden_BH: Tensor
@@ -54,12 +44,7 @@ class HFEngine:
 
     def complete(self, requests: Sequence[CompletionRequest]) -> Iterator[Completion]:
         """Sample every request's completions; they come batch by batch, longest prefixes first."""
-        rows = [
-            _Row(index, replicate, request.prefix, seed, request.max_tokens)
-            for index, request in enumerate(requests)
-            for replicate, seed in enumerate(request.seeds)
-        ]
-        rows.sort(key=lambda row: (-len(row.prefix), row.request, row.replicate))
+        rows = rows_of(requests)
         for finished in self.batches.over(len(rows), lambda start, stop: self._sample(rows[start:stop])):
             yield from finished
 
@@ -67,7 +52,7 @@ class HFEngine:
         """Nothing is held between calls but the model's weights, which forward passes need too."""
 
     @torch.inference_mode()
-    def _sample(self, rows: list[_Row]) -> list[Completion]:
+    def _sample(self, rows: list[Row]) -> list[Completion]:
         batch = self._prefill(rows)
         live = np.arange(len(rows))
         limits = np.array([row.max_tokens for row in rows])
@@ -86,7 +71,7 @@ class HFEngine:
             self._advance(batch, tokens_B)
         return _collect(rows, batch.sampled, self.stop_ids)
 
-    def _prefill(self, rows: list[_Row]) -> _Batch:
+    def _prefill(self, rows: list[Row]) -> _Batch:
         requests = [row.request for row in rows]
         first = [0, *(i for i in range(1, len(rows)) if requests[i] != requests[i - 1])]
         prefixes = [rows[i].prefix for i in first]
@@ -137,7 +122,7 @@ class HFEngine:
 
 
 def _collect(
-    rows: list[_Row], sampled: list[tuple[np.ndarray, np.ndarray, np.ndarray]], stop_ids: np.ndarray
+    rows: list[Row], sampled: list[tuple[np.ndarray, np.ndarray, np.ndarray]], stop_ids: np.ndarray
 ) -> list[Completion]:
     """Cut each row at its first stop token or its limit."""
     tokens_BT = np.full((len(rows), len(sampled)), -1, dtype=np.int64)

@@ -5,7 +5,6 @@ since servers take defaults of their own from a model's files.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 
 from gradalign.endpoint.client import Endpoint
 from gradalign.endpoint.fitness import TELLING, WHOLE_DISTRIBUTION
+from gradalign.engines.rows import Row, rows_of
 from gradalign.models import CausalLanguageModel, LoadedModel
 from gradalign.models.served import connect
 from gradalign.seeds import seed_of
@@ -24,17 +24,6 @@ _TOLERANCE = 0.1  # nats, mean over sampled tokens: bfloat16 is off by some hund
 _VISIBLE = 1e-3
 _QUESTION = "Tell me something about yourself."
 _SAMPLED = (4, 32)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One completion to sample: where it came from, its seed and its length limit."""
-
-    request: int
-    replicate: int
-    prefix: tuple[int, ...]
-    seed: int
-    max_tokens: int
 
 
 class ServerEngine:
@@ -58,13 +47,7 @@ class ServerEngine:
     def complete(self, requests: Sequence[CompletionRequest]) -> Iterator[Completion]:
         """Sample every request's completions; they come as they end, longest prefixes sent first."""
         self._check_window(requests)
-        rows = [
-            _Row(index, replicate, request.prefix, seed, request.max_tokens)
-            for index, request in enumerate(requests)
-            for replicate, seed in enumerate(request.seeds)
-        ]
-        rows.sort(key=lambda row: (-len(row.prefix), row.request, row.replicate))
-        yield from self.endpoint.over(rows, self._sample)
+        yield from self.endpoint.over(rows_of(requests), self._sample)
 
     def rest(self) -> None:
         """Nothing is held here."""
@@ -77,7 +60,7 @@ class ServerEngine:
                 "start it with a larger --max-model-len, or lower --max-tokens"
             )
 
-    def _sample(self, row: _Row) -> Completion:
+    def _sample(self, row: Row) -> Completion:
         settings = {**self.settings, "max_tokens": row.max_tokens, "seed": row.seed & _SEEDS}
         answer = self.endpoint.complete(row.prefix, settings)
         tokens, logprobs = answer.tokens, answer.logprobs
