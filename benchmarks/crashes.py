@@ -1,10 +1,10 @@
 """What a run loses when something breaks: nothing. Faults × repetitions × questions lost, rows twice, rows wrong, and work done twice.
 
-Each repetition scores a small set on an exactly known model in a process of its own, has one fault happen to it, lets the same
-command go on, and compares every row of every table with a run that nothing happened to. Faults: `kill -9` at a random moment; the same
-in each of three starts; a full disk (a tmpfs that is too small, then larger); a file cut short; a bit turned; a second process on
-the same run, after which the first is killed; a wall clock that jumps by years at every look at it. Exits 1 if anything is lost,
-doubled or wrong. `SMALL=1` for the size that CI runs. The full disk needs the right to mount; without it that row says so.
+Each repetition scores a small set on an exactly known model in a process of its own, has one fault happen to it, lets the same command
+go on, and compares every row of every table with a run that nothing happened to. Faults: `kill -9` at a random moment; the same in each
+of three starts; a full disk (a tmpfs that is too small, then larger); a file cut short; a bit turned; a second process on the same run,
+after which the first is killed; a wall clock that jumps by years at every look at it. Exits 1 if anything is lost, doubled or wrong, or
+damage not told. `SMALL=1` for the size that CI runs. The full disk needs the right to mount; without it that row says so.
 """
 
 import os
@@ -37,6 +37,7 @@ QUESTIONS, PART = 24, 3
 WORLD = draw_world("easy", QUESTIONS, [Quality(1.0), Quality(-0.5)], seed=5)
 CONFIG = WORLD.config(seed=1, rollouts=8, part_size=PART)
 SET = WORLD.student.questions()
+_TOLD = ("full disk", "file cut short", "bit turned", "second process, first killed")
 BUDGET = Effort(Budget(16))
 
 
@@ -285,7 +286,8 @@ def main() -> int:
     heads |= {"note": ""} if any(row["note"] for row in rows) else {}
     title = f"{QUESTIONS} questions in {QUESTIONS // PART} parts, {harness.rows:,} rows"
     report("crashes", title, [*heads.values()], [[_cell(row[name]) for name in heads] for row in rows], {"faults": rows})
-    return int(any(row["lost"] or row["twice"] or row["wrong"] or row["redone"] for row in rows))
+    silent = [row for row in rows if row["fault"] in _TOLD and row["refused"] < row["struck"]]
+    return int(bool(silent) or any(row["lost"] or row["twice"] or row["wrong"] or row["redone"] for row in rows))
 
 
 def _cell(value: Any) -> str:

@@ -109,6 +109,32 @@ def test_a_lease_that_was_taken_over_stops_its_first_holder(tmp_path):
     assert (tmp_path / "lease.json").exists()
 
 
+def test_a_lease_that_cannot_be_read_for_a_while_is_not_taken_for_dead(tmp_path, monkeypatch):
+    first, second = LeaseLock(tmp_path, beat=0.1), LeaseLock(tmp_path, beat=0.1)
+    assert first.take()
+    whole, failures = second._read, iter([True, False, True] + [False] * 1000)
+    monkeypatch.setattr(second, "_read", lambda: None if next(failures) else whole())
+    assert not second.take()
+    monkeypatch.setattr(second, "_read", lambda: None)
+    assert not second.take()
+    first.release()
+
+
+def test_a_lease_that_cannot_be_renewed_is_given_up(tmp_path, monkeypatch):
+    lock = LeaseLock(tmp_path, beat=0.05)
+    assert lock.take()
+
+    def unreachable():
+        raise RuntimeError("no connection")
+
+    monkeypatch.setattr(lock, "_write", unreachable)
+    until = time.monotonic() + 5
+    while not lock.lost and time.monotonic() < until:
+        time.sleep(0.02)
+    assert lock.lost
+    lock.release()
+
+
 def test_a_lock_knows_no_clock(holder, tmp_path, monkeypatch):
     jumps = iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: (-1) ** next(jumps) * 4e8)

@@ -14,6 +14,7 @@ from test_tries import events, marked
 import gradalign
 from gradalign.api import run_score
 from gradalign.pipeline import Budget, Effort, Execution
+from gradalign.pipeline.on_ray import RayExecutor
 from gradalign.store import load_run, status
 from gradalign.testbed import TabularCodec
 from gradalign.types import GradalignError
@@ -140,6 +141,35 @@ def test_a_poison_question_is_set_aside_after_three_tries(kind, said, tabular, t
     assert said in aside.detail.iloc[0]
     assert {*run.scores.question} == {f"q{i}" for i in range(16)} - {"q5"}
     assert len(events(run, "failed")) == 3
+
+
+def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing(tabular, tmp_path, monkeypatch):
+    """It is killed between two looks of a run that may stop early, and comes back without models."""
+    waves = []
+    whole = RayExecutor.run
+
+    def run(self, *arguments):
+        waves.append(1)
+        if len(waves) == 2:
+            ray.kill(self.hands[0].actor, no_restart=False)
+            time.sleep(8)  # until Ray has started it again
+        yield from whole(self, *arguments)
+
+    monkeypatch.setattr(RayExecutor, "run", run)
+    config, effort = config_for(80, part_size=4), Effort(Budget(8), precision=1e-9)
+    found = run_score(config, tmp_path / "r", over(2), cast=cast_of(tabular), questions=questions(80), effort=effort)
+    assert found.scores.question.nunique() == 80
+    assert found.skipped.empty
+    assert len(events(found, "failed")) <= 1
+
+
+def test_a_relative_place_is_that_of_the_driver(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = gradalign.score(
+        "builtin:arithmetic", limit=4, rollouts=4, budget=4, part_size=2, device="cpu", out="runs/x", executor="ray", workers=1
+    )
+    assert run.questions.question.nunique() == 4
+    assert len(list((tmp_path / "runs" / "x" / "finished").iterdir())) == 2
 
 
 def test_what_the_user_can_mend_ends_the_run_in_one_line(tabular, tmp_path):

@@ -74,14 +74,18 @@ def test_what_breaks_twice_and_then_works_leaves_no_trace_in_the_rows(tabular, t
     assert_same_rows(sound, shaken, tolerance=0)
 
 
-def test_a_set_aside_question_stays_so_under_a_larger_budget(tabular, tmp_path):
+def test_a_set_aside_question_stays_so_under_a_larger_budget_and_the_rest_of_its_part_grows(tabular, tmp_path):
     config, place = config_for(8, part_size=4), tmp_path / "r"
-    run_score(config, place, cast=cast_with(tabular, Breaking(tabular)), questions=marked(8, 2), effort=SMALL)
-    run = run_score(
-        config, place, cast=cast_with(tabular, Breaking(tabular)), questions=marked(8, 2), effort=Effort(Budget(32))
-    )
+    first = run_score(config, place, cast=cast_with(tabular, Breaking(tabular)), questions=marked(8, 2), effort=SMALL)
+    before = first.questions.set_index("question").targeted_rollouts
+    codec, larger = Breaking(tabular), Effort(Budget(64))
+    run = run_score(config, place, cast=cast_with(tabular, codec), questions=marked(8, 2), effort=larger)
+    assert codec.calls == 0
     assert run.skipped[run.skipped.reason.str.startswith("set aside")].question.tolist() == ["q2"]
-    assert run.questions.targeted_rollouts.max() > 16
+    part = next(p for p in run.parts if "q2" in {row["question"] for row in RunFolder(place).rows(p, "questions")})
+    beside = [row["question"] for row in RunFolder(place).rows(part, "questions") if row["question"] != "q2"]
+    after = run.questions.set_index("question").targeted_rollouts
+    assert (after[beside] > before[beside]).any()
 
 
 def test_what_a_run_holds_is_not_given_up_for_a_fault_under_a_larger_budget(tabular, tmp_path, caplog):
@@ -144,11 +148,34 @@ def test_where_everything_breaks_the_run_ends_with_the_reason(tabular, tmp_path)
     assert "device lost" in found.message
 
 
+def test_an_engine_that_is_lost_in_mid_run_ends_it_and_what_is_left_is_scored_later(tabular, tmp_path):
+    calls = []
+    engine = Falling(tabular, lambda requests: bool(calls.append(1)) or len(calls) > 8)
+    cast = cast_of(tabular)
+    cast = type(cast)(type(cast.student)(cast.student.model, engine), cast.teachers, cast.others)
+    config = config_for(24, part_size=4)
+    with pytest.raises(GradalignError, match=r"no more can be scored.*device lost"):
+        run_score(config, tmp_path / "r", cast=cast, questions=questions(24), effort=SMALL)
+    assert 0 < len(RunFolder(tmp_path / "r").finished()) < 6
+    run = run_score(config, tmp_path / "r", cast=cast_of(tabular), questions=questions(24), effort=SMALL)
+    assert run.scores.question.nunique() == 24
+    assert run.skipped.empty
+
+
+def test_a_part_that_cannot_be_written_ends_the_run(tabular, tmp_path, monkeypatch):
+    def broken(self, part, rows, note=None):
+        raise ValueError("no such letter")
+
+    monkeypatch.setattr(RunFolder, "write", broken)
+    with pytest.raises(GradalignError, match="no such letter"):
+        run_score(config_for(8, part_size=4), tmp_path / "r", cast=cast_of(tabular), questions=questions(8), effort=SMALL)
+
+
 def test_status_tells_running_from_killed_and_forecasts_what_is_left(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.held():
         folder.open({"seed": 0}, {"versions": {}})
-        assert status(folder.path).state == "running"
+        assert status(folder.path).state == "starting"
         under_way = session(folder.path, questions=32, parts=4, to_do=4)
         log = under_way.__enter__()
         for part in range(2):

@@ -41,6 +41,6 @@ def status(
             if watch is not None and output.is_terminal:
                 output.clear()
             print_sheets(found.sheets())
-        if watch is None or found.state != "running":
+        if watch is None or found.state not in ("starting", "running", "unknown"):
             return
         time.sleep(watch)

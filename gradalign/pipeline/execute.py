@@ -13,7 +13,7 @@ from gradalign.contexts import parse_teacher
 from gradalign.findings import Standing, Tally
 from gradalign.pipeline.budget import Budget, Effort
 from gradalign.pipeline.config import RunConfig
-from gradalign.pipeline.group import Spending, planned_units, sources
+from gradalign.pipeline.group import SET_ASIDE, Spending, planned_units, sources
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.stopping import Watch, looks, passes
 from gradalign.pipeline.tries import Tries
@@ -135,6 +135,8 @@ class _Crew:
         self._show(due=True)
 
     def _note(self, done: Done) -> None:
+        self.folder.require_held()
+        self.folder.require_seen(done.task.part, done.worker or "this process")
         self.ledger.put(done)
         rollouts, tokens = self.ledger.spent()
         self.run_log.write(
@@ -165,7 +167,10 @@ class _Ledger:
                 )
         self.tally = Tally(config.teachers, config.objectives)
         self.counts: dict[int, tuple[int, int, int]] = {}
+        self.aside: dict[int, dict[str, str]] = {}
         for part in self.notes:
+            skips = (row for row in folder.rows(part, "skipped") if row["reason"] == SET_ASIDE)
+            self.aside[part] = {row["question"]: row["detail"] for row in skips}
             rows = folder.rows(part, "questions")
             self.tally.put(part, folder.rows(part, "scores"))
             self.counts[part] = (len(rows), *spent(rows))
@@ -180,6 +185,7 @@ class _Ledger:
         part, budget = done.task.part, done.task.spending.budget
         self.notes[part] = {"amount": budget.amount, "unit": budget.unit}
         self.tally.put(part, done.scores)
+        self.aside[part] = dict(done.task.left_out)
         self.counts[part] = (len(done.task.places), done.rollouts, done.tokens)
 
     def standing(self, parts: Sequence[int] | None = None) -> Standing:
@@ -213,7 +219,8 @@ class _Units:
     def task(self, part: int, places: Places, spending: Spending, ledger: _Ledger) -> Task:
         """The task that scores a part."""
         held = part in ledger.notes
-        return Task(part, places, spending, self._of(places, spending.budget, held), held)
+        units = self._of(places, spending.budget, held)
+        return Task(part, places, spending, units, held, left_out=ledger.aside.get(part, {}))
 
     def _of(self, places: Places, budget: Budget, held: bool) -> int:
         return len(places) * planned_units(self.config, self.pools, budget, self.questions, held)

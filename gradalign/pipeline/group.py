@@ -29,7 +29,7 @@ from gradalign.types import REWARDS, GradalignError, Question, Rollout, Skip, Te
 
 _NO_ROOM = "question longer than the student's window"
 _NO_TEACHER = "no teacher could be built"
-_SET_ASIDE = "set aside after three tries"
+SET_ASIDE = "set aside after three tries"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def score_group(
     results = score_questions([p for p in places if p[1].id not in left_out], cast, config, spending, progress, stored)
     for order, question in places:
         if question.id in left_out:
-            skip = Skip(question.id, None, _SET_ASIDE, left_out[question.id])
+            skip = Skip(question.id, None, SET_ASIDE, left_out[question.id])
             results.append(QuestionResult(question, order, skips=[skip]))
     for result in results:
         with blaming(result.question):

@@ -4,6 +4,7 @@ A part belongs to one worker at a time and is written by it, so what comes back 
 node is lost, costs the part it was at; Ray starts it again where there is room.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -25,6 +26,7 @@ _QUEUED = 2  # tasks a worker has at most: the one it is at, and one to go on wi
 _TICK = 0.5
 _QUESTIONS = 16.0  # that the driver asks all workers together in a second
 _PATIENCE = 600.0
+_CREATION = "creation task"  # how Ray words it that a worker's class could not be made there
 
 
 class _Counting:
@@ -43,12 +45,17 @@ class _Counting:
     def standing(self, standing: Any, spent: tuple[int, int]) -> None: ...
 
 
+class _NotBegun(Exception):
+    """A worker that was started again and has no models yet."""
+
+
 class _Worker:
     """What runs in a worker's process: the models, and one part after the other."""
 
     def __init__(self, config: RunConfig, execution: Execution):
         self.config, self.execution = config, execution
         self.counting = _Counting()
+        self.cast: Cast | None = None
 
     def begin(self, cast: Cast | None) -> Facts:
         """Load the models, or take those that are brought."""
@@ -60,6 +67,8 @@ class _Worker:
         return self.counting.units
 
     def score(self, task: Task, place: Place, config: RunConfig, name: str) -> Done:
+        if self.cast is None:
+            raise _NotBegun
         meter = Meter(self.counting, task.units)
         done = carry_out(task, RunFolder(place), config, self.cast, meter, name)
         meter.complete()
@@ -89,31 +98,38 @@ class RayExecutor:
         self.own = not self.ray.is_initialized()
         if self.own:
             _connect(self.ray, execution.address)
-        count, shape = _shape(self.ray.cluster_resources(), execution)
-        worker = self.ray.remote(**shape, max_restarts=-1, concurrency_groups={"telling": 1})(_Worker)
-        self.brought = None if cast is None else self.ray.put(cast)
-        self.hands = [_Hand(worker.remote(config, execution), f"worker {i}") for i in range(count)]
         self.seen: Facts | None = None
-        for hand in self.hands:
-            self._greet(hand)
+        self.hands: list[_Hand] = []
         try:
-            while self.seen is None:
-                self._hear(_TICK, [])
+            self._begin(config, execution, cast)
         except BaseException:
             self.close()
             raise
+        assert self.seen is not None
         self.facts: Facts = self.seen
+
+    def _begin(self, config: RunConfig, execution: Execution, cast: Cast | None) -> None:
+        """Start the workers, and wait until one has loaded its models."""
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        count, shape = _shape(nodes, execution)
+        worker = self.ray.remote(**shape, max_restarts=-1, concurrency_groups={"telling": 1})(_Worker)
+        self.brought = None if cast is None else self.ray.put(cast)
+        self.hands = [_Hand(worker.remote(config, execution), f"worker {i}") for i in range(count)]
+        for hand in self.hands:
+            self._greet(hand)
+        while self.seen is None:
+            self._hear(_TICK, [])
 
     def run(self, folder: RunFolder, config: RunConfig, tasks: Sequence[Task], progress: Progress) -> Iterator[Done | Failed]:
         """Hand out tasks as workers become free, at most two to each."""
-        waiting = deque(tasks)
+        waiting, place = deque(tasks), folder.path.absolute()  # workers are in other working directories
         progress.stage(f"{len(self.hands)} workers")
         while waiting or any(hand.calls for hand in self.hands):
             for queued in range(_QUEUED):  # those with least to do first
                 for hand in self.hands:
                     if waiting and hand.ready and len(hand.calls) == queued:
                         task = waiting.popleft()
-                        hand.calls.append((hand.actor.score.remote(task, folder.path, config, hand.name), task))
+                        hand.calls.append((hand.actor.score.remote(task, place, config, hand.name), task))
             for hand, ref in self._hear(_TICK, [hand.calls[0][0] for hand in self.hands if hand.calls]):
                 yield from self._returned(hand, ref, waiting)
             self._listen(progress)
@@ -148,13 +164,20 @@ class RayExecutor:
                 cause if isinstance(cause, GradalignError) else GradalignError(f"a worker could not begin: {described(cause)}")
             )
             raise mendable from error
-        except self.ray.exceptions.RayActorError:
+        except self.ray.exceptions.RayError as error:
+            if _CREATION in str(error):
+                last = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+                raise GradalignError(f"a worker could not begin: {last}; see to it that every node has gradalign") from error
             time.sleep(_TICK)
             self._greet(hand)
             return
         if self.seen is not None and dict(facts.fingerprints) != dict(self.seen.fingerprints):
             raise GradalignError(
                 f"{hand.name} loaded other weights than the others; see to it that every node has the same files"
+            )
+        if self.seen is not None and facts.engine != self.seen.engine:
+            raise GradalignError(
+                f"{hand.name} samples with {facts.engine}, others with {self.seen.engine}; name one with --engine"
             )
         self.seen = self.seen or facts
         hand.ready, hand.hello_at, hand.units = True, 0.0, 0
@@ -176,17 +199,26 @@ class RayExecutor:
             cause = error.cause
             if isinstance(cause, GradalignError):
                 raise cause from error
-            if isinstance(cause, QuestionFault):
+            if isinstance(cause, _NotBegun):
+                self._lost(hand, waiting)
+                waiting.appendleft(task)
+            elif isinstance(cause, QuestionFault):
                 yield Failed(task, cause.reason, cause.question, cause)
             else:
                 yield Failed(task, described(cause), error=cause)
         except self.ray.exceptions.RayError as error:
             log.warning("%s was lost (%s); what it had not finished is done again", hand.name, type(error).__name__)
-            waiting.extendleft(lost for _, lost in reversed(hand.calls))
-            hand.calls.clear()
-            hand.telling = None
-            self._greet(hand)
+            with contextlib.suppress(self.ray.exceptions.RayError):  # one that cannot be reached may still write
+                self.ray.kill(hand.actor, no_restart=False)
+            self._lost(hand, waiting)
             yield Failed(task, f"its worker was lost ({type(error).__name__})")
+
+    def _lost(self, hand: _Hand, waiting: deque[Task]) -> None:
+        """What a worker had in hand goes back to those that wait, and it is asked to load its models again."""
+        waiting.extendleft(lost for _, lost in reversed(hand.calls))
+        hand.calls.clear()
+        hand.telling = None
+        self._greet(hand)
 
     def _listen(self, progress: Progress) -> None:
         """Ask busy workers how far they are, and take in what they last said; many are asked less often than few."""
@@ -197,7 +229,7 @@ class RayExecutor:
             if hand.telling is not None and self.ray.wait([hand.telling], timeout=0)[0]:
                 try:
                     units = self.ray.get(hand.telling)
-                    progress.advance(units - hand.units)
+                    progress.advance(max(0, units - hand.units))
                     hand.units = units
                 except self.ray.exceptions.RayError:
                     pass  # the call that it was at tells
@@ -234,17 +266,19 @@ def _connect(ray: Any, address: str | None) -> None:
         ) from error
 
 
-def _shape(resources: dict[str, float], execution: Execution) -> tuple[int, dict[str, float]]:
-    """How many workers, and what each takes of the cluster."""
-    gpus = execution.worker_gpus if execution.worker_gpus is not None else float(resources.get("GPU", 0) > 0)
+def _shape(nodes: Sequence[dict[str, float]], execution: Execution) -> tuple[int, dict[str, float]]:
+    """How many workers, and what each takes of its node."""
+    have = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    gpus = execution.worker_gpus if execution.worker_gpus is not None else float(have["GPU"] > 0)
     cpus = execution.worker_cpus
-    room = [resources.get(name, 0) / each for name, each in (("CPU", cpus), ("GPU", gpus)) if each > 0]
-    fits = int(min(room, default=1))
+    asked = [(name, each) for name, each in (("CPU", cpus), ("GPU", gpus)) if each > 0]
+    fits = (
+        sum(int(min(node.get(name, 0) / each for name, each in asked)) for node in nodes) if asked else execution.workers or 1
+    )
     count = execution.workers or fits
     if count < 1 or count > fits:
-        have = ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
         raise GradalignError(
-            f"the cluster has {have}: room for {fits} workers of {cpus:g} CPUs and {gpus:g} GPUs, not {max(count, 1)}; ask for fewer with "
-            "--workers, or for less with --worker-cpus and --worker-gpus"
+            f"the cluster has {have['CPU']:g} CPUs and {have['GPU']:g} GPUs: room for {fits} workers of {cpus:g} CPUs and {gpus:g} GPUs, "
+            f"not {max(count, 1)}; ask for fewer with --workers, or for less with --worker-cpus and --worker-gpus"
         )
     return count, {"num_cpus": cpus, "num_gpus": gpus}

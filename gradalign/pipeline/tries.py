@@ -19,6 +19,7 @@ class _Case:
     task: Task
     failures: Counter[str | None] = field(default_factory=Counter)
     on_trial: int = 0
+    trials: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -31,7 +32,8 @@ class Tries:
 
     A question that is named by three failures is set aside with the reason. Where a part breaks three times and none is named, as when
     its worker dies, each of its questions is tried alone, and those that break alone are set aside; if none does, the part has three
-    more tries, and is then set aside whole. Where nothing has been scored yet and questions break in the same way, the run ends. A part
+    more tries, and is then set aside whole. Where questions break one after the other, two in the same way before anything is scored or a
+    whole part with nothing scored between them, that is not their fault, as when a device is lost: the run ends, and goes on later. A part
     that the run holds already, from a smaller budget, stays as it was after three failures: nothing finished is given up.
     """
 
@@ -48,29 +50,41 @@ class Tries:
     def after(self, outcome: Done | Failed) -> list[Task]:
         """The tasks to run next because of this outcome; empty where it is settled."""
         if isinstance(outcome, Done):
-            self.scored |= bool(outcome.scores)
+            if outcome.scores:
+                self.scored = True
+                self.reasons.clear()
             return self._tried(outcome.task) if outcome.task.trial else []
         task, question = outcome.task, outcome.question
-        case = self.cases.setdefault(task.part, _Case(task))
+        case = self.cases.setdefault(task.part, _Case(task, left_out=dict(task.left_out)))
         if task.trial:
-            self._set_aside(case, task.places[0][1].id, outcome)
-            return self._tried(task)
+            return self._after_trial(case, outcome)
+        if question in case.left_out or len(case.left_out) == len(task.places):
+            raise GradalignError(f"part {task.part} cannot be written: {outcome.reason}") from outcome.error
         case.failures[question] += 1
         tries = case.failures[question]
         where = f"part {task.part}" if question is None else f"question {question!r}"
         log.warning("%s failed (try %d): %s", where, tries, outcome.reason)
         self.run_log.write("failed", part=task.part, question=question, tries=tries, reason=outcome.reason)
-        if task.held and tries == TRIES:
+        if task.held and tries >= TRIES:
             log.warning("part %d stays as it was before: %s", task.part, outcome.reason)
             return []
-        if question is not None and tries == TRIES:
+        if question is not None and tries >= TRIES:
             self._set_aside(case, question, outcome)
         elif question is None and tries == TRIES:
             return self._trials(case)
-        elif question is None and tries == 2 * TRIES:
+        elif question is None and tries >= 2 * TRIES:
             for _, left in task.places:
                 self._set_aside(case, left.id, outcome)
         return [case.again]
+
+    def _after_trial(self, case: _Case, failed: Failed) -> list[Task]:
+        """A question that fails alone, as often as a part may, is at fault."""
+        question = failed.task.places[0][1].id
+        case.trials[question] += 1
+        if case.trials[question] < TRIES:
+            return [failed.task]
+        self._set_aside(case, question, failed)
+        return self._tried(failed.task)
 
     def _trials(self, case: _Case) -> list[Task]:
         alone = [place for place in case.task.places if place[1].id not in case.left_out]
@@ -89,7 +103,9 @@ class Tries:
         self.run_log.write("set aside", part=case.task.part, question=question, reason=failed.reason)
         log.warning("question %r is set aside: %s", question, failed.reason)
         self.reasons[failed.reason] += 1
-        if not self.scored and self.reasons[failed.reason] > 1:
+        in_a_row, lasting = sum(self.reasons.values()), max(TRIES, len(case.task.places))
+        if in_a_row >= lasting or (not self.scored and self.reasons[failed.reason] > 1):
             raise GradalignError(
-                f"nothing can be scored: questions fail one after the other, the last ({question!r}) with {failed.reason}"
+                f"{'no more' if self.scored else 'nothing'} can be scored: one question after the other fails, the last ({question!r}) "
+                f"with {failed.reason}"
             ) from failed.error

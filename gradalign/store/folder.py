@@ -10,6 +10,8 @@ import hashlib
 import json
 import signal
 import threading
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,15 +45,15 @@ class RunFolder:
         with _disk_faults(self.path):
             if (self.path / "run.json").exists():
                 read_description(self.path)
+            elif self.path.exists() and any(entry.name not in _OURS for entry in self.path.iterdir()):
+                raise GradalignError(f"folder {self.path} is not empty and not a run; choose another --out")
             elif not isinstance(self.path, Path):
-                probe = self.path / "probe"
+                probe = self.path / f"probe-{uuid.uuid4().hex}"
                 probe.write_bytes(b"")
                 probe.unlink()
             elif not self.path.exists():
                 self.path.mkdir(parents=True)
                 self.path.rmdir()
-            elif any(entry.name not in _OURS for entry in self.path.iterdir()):
-                raise GradalignError(f"folder {self.path} is not empty and not a run; choose another --out")
 
     @contextmanager
     def held(self) -> Iterator["RunFolder"]:
@@ -75,6 +77,11 @@ class RunFolder:
             )
         self.locked = True
 
+    def require_held(self) -> None:
+        """Stop where another process has taken the run over."""
+        if self.lock.lost:
+            raise GradalignError(f"another process has taken over run {self.path}; this one stops, and what it finished stays")
+
     def open(self, identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         """Begin the run, or go on with it: refused, naming the first difference, if it was begun with another identity."""
         self.check()
@@ -96,10 +103,21 @@ class RunFolder:
 
         Files that a killed run left beside such a part are removed.
         """
-        sound = [part for part, problem in checked_parts(self.path).items() if problem is None]
+        with _reading(self.path):
+            sound = [part for part, problem in checked_parts(self.path).items() if problem is None]
         for part in sound:
             self._sweep(part, _generation(self.path, part))
         return {part: read_marker(self.path, part)["note"] for part in sound}
+
+    def require_seen(self, part: int, worker: str) -> None:
+        """A part that a worker wrote stands here too, some seconds later at most."""
+        for _ in range(20):
+            if is_file(_marker_path(self.path, part)):
+                return
+            time.sleep(0.5)
+        raise GradalignError(
+            f"what {worker} wrote of run {self.path} is not seen here; give --out a folder that every worker sees, or an address"
+        )
 
     def rows(self, part: int, table: str) -> list[dict[str, Any]]:
         """Rows of one table of a finished part."""
@@ -110,8 +128,7 @@ class RunFolder:
 
         A part that stood before gives way only once the new one is whole.
         """
-        if self.lock.lost:
-            raise GradalignError(f"another process has taken over run {self.path}; this one stops, and what it finished stays")
+        self.require_held()
         with _disk_faults(self.path), _interrupts_deferred():
             before = _generation(self.path, part)
             generation, sums = before + 1, {}
@@ -154,7 +171,9 @@ class RunFolder:
 def read_description(path: Place) -> dict[str, Any]:
     """run.json of a run folder."""
     file = path / "run.json"
-    if not is_file(file):
+    with _reading(path):
+        there = is_file(file)
+    if not there:
         raise GradalignError(f"{path} is not a run: it has no run.json; give the folder that `gradalign score` wrote")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -219,6 +238,22 @@ def _marker_path(path: Place, part: int) -> Place:
 
 
 def _problem(path: Place, marker: Place) -> str | None:
+    """What is wrong with a part. A writer may put another generation in its place meanwhile: then that one is looked at."""
+    while True:
+        before = _content(marker)
+        problem = _problem_now(path, marker)
+        if problem is None or _content(marker) == before:
+            return problem
+
+
+def _content(marker: Place) -> bytes:
+    try:
+        return marker.read_bytes()
+    except OSError:
+        return b""
+
+
+def _problem_now(path: Place, marker: Place) -> str | None:
     try:
         part = int(marker.stem.removeprefix("part-"))
         found = json.loads(marker.read_text(encoding="utf-8"))
@@ -264,6 +299,20 @@ def _disk_faults(path: Place) -> Iterator[None]:
         raise GradalignError(
             f"{path} cannot be written to: {' '.join(str(error).split())[:200]}; check the address and the rights"
         ) from error
+
+
+@contextmanager
+def _reading(path: Place) -> Iterator[None]:
+    """An object store that cannot be reached, in a line; its package raises whatever it likes."""
+    try:
+        yield
+    except GradalignError:
+        raise
+    except Exception as error:
+        if isinstance(path, Path):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise GradalignError(f"{path} cannot be read: {said}; check the address, the rights and the connection") from error
 
 
 def _writer(path: Place) -> str:

@@ -37,8 +37,8 @@ class RunLock:
         """Give it back."""
         raise NotImplementedError
 
-    def taken(self) -> bool:
-        """Does somebody hold it?"""
+    def taken(self) -> bool | None:
+        """Does somebody hold it? None where that cannot be seen from here."""
         raise NotImplementedError
 
 
@@ -64,7 +64,7 @@ class FolderLock(RunLock):
     def release(self) -> None:
         self.lock.release()
 
-    def taken(self) -> bool:
+    def taken(self) -> bool | None:
         if self.lock.is_locked:
             return True
         if not Path(self.lock.lock_file).exists():
@@ -73,8 +73,8 @@ class FolderLock(RunLock):
             self.lock.acquire(timeout=0)
         except Timeout:
             return True
-        except (NotImplementedError, OSError):
-            return False
+        except (NotImplementedError, OSError):  # another user's, or a file system without locks
+            return None
         self.lock.release()
         return False
 
@@ -99,7 +99,7 @@ class LeaseLock(RunLock):
             return False
         self._write()
         time.sleep(min(1.0, self.beat / 2))
-        if self._read().get("holder") != self.name:
+        if (self._read() or {}).get("holder") != self.name:
             return False
         self.thread = threading.Thread(target=self._keep, daemon=True, name="lease of a run")
         self.thread.start()
@@ -109,39 +109,50 @@ class LeaseLock(RunLock):
         self.over.set()
         if self.thread is not None:
             self.thread.join()
-        if not self.lost and self._read().get("holder") == self.name:
+        if not self.lost and (self._read() or {}).get("holder") == self.name:
             self.object.unlink(missing_ok=True)
 
     def taken(self) -> bool:
         return self.thread is not None or self._alive()
 
     def _alive(self) -> bool:
-        """Does the lease change while it is watched?"""
+        """Does the lease change while it is watched? One that cannot be read is not known to be dead."""
         first = self._read()
-        if not first:
+        if first == {}:
             return False
         until = time.monotonic() + _MISSED * self.beat
         while time.monotonic() < until:
             time.sleep(self.beat / 4)
             now = self._read()
-            if now != first:
+            if first is None:
+                first = now
+            elif now is not None and now != first:
                 return bool(now)
-        return False
+        return first is None
 
     def _keep(self) -> None:
+        renewed = time.monotonic()
         while not self.over.wait(self.beat):
-            if self._read().get("holder") not in (self.name, None):
+            found = self._read()
+            if found is not None and found.get("holder") not in (self.name, None):
                 self.lost = True
                 return
             with contextlib.suppress(Exception):  # the next beat tries again
                 self._write()
+                renewed = time.monotonic()
+            if time.monotonic() - renewed > _MISSED * self.beat:  # whoever watched it took it for dead
+                self.lost = True
+                return
 
     def _write(self) -> None:
         self.beats += 1
         self.object.write_bytes(json.dumps({"holder": self.name, "beat": self.beats}).encode())
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any] | None:
+        """What stands in the lease: nothing where there is none, None where it cannot be read just now."""
         try:
             return json.loads(self.object.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return {}
+        except Exception:  # the packages of object stores raise whatever they like
+            return None

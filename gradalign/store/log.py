@@ -21,7 +21,7 @@ from gradalign.store.places import Place
 
 FOLDER = "log"
 _NAME = re.compile(r"session-(\d{4,})\.jsonl")
-_REWRITE = 30.0  # seconds between two writes of a log that cannot be appended to
+_REWRITE = 2.0  # seconds between two writes of a log that cannot be appended to
 
 
 class RunLog:
@@ -50,7 +50,7 @@ class RunLog:
             "event": event,
             **facts,
         }
-        with self.lock, contextlib.suppress(OSError):
+        with self.lock, contextlib.suppress(Exception):
             line = json.dumps(entry) + "\n"
             if isinstance(self.file, Path):
                 with self.file.open("a", encoding="utf-8") as file:

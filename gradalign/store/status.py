@@ -11,9 +11,10 @@ from gradalign.store.lock import lock_of
 from gradalign.store.log import read_session, sessions
 from gradalign.store.places import Place, place_of
 
-State = Literal["running", "done", "interrupted", "failed", "killed", "not begun"]
+State = Literal["starting", "running", "done", "interrupted", "failed", "killed", "not begun", "unknown"]
 _RECENT = 20
 _SHOWN = 10
+_UNSEEN = "its lock cannot be looked at from here; it runs if it was heard of just now"
 _GO_ON = "the same command goes on where it was"
 
 
@@ -57,7 +58,7 @@ class Status:
         if self.left is not None:
             rows.append(("left", f"about {_time(self.left)}"))
         rows.append(("sampled", f"{self.rollouts:,} rollouts, {self.tokens:,} tokens"))
-        if self.silent is not None and self.state == "running":
+        if self.silent is not None and self.state in ("running", "unknown"):
             rows.append(("last heard of", f"{_time(self.silent)} ago"))
         rows.append(("set aside", f"{len(self.set_aside):,} questions"))
         rows.append(("failures", f"{len(self.failures):,}"))
@@ -112,13 +113,15 @@ def status(path: str | Place) -> Status:
     )
 
 
-def _state(latest: Sequence[Mapping[str, Any]], taken: bool) -> tuple[State, str]:
+def _state(latest: Sequence[Mapping[str, Any]], taken: bool | None) -> tuple[State, str]:
     """What became of the latest session; one that holds no lock and did not say that it ended was killed."""
     if not latest:
-        return "running" if taken else "not begun", ""
+        return "starting" if taken else "not begun", ""
     end = latest[-1]
+    if end["event"] == "ended" and taken:
+        return "starting", "models are loaded, or questions read"
     if end["event"] != "ended":
-        return ("running", "") if taken else ("killed", _GO_ON)
+        return ("running", "") if taken else ("killed", _GO_ON) if taken is not None else ("unknown", _UNSEEN)
     how = end.get("how", "done")
     return how, str(end.get("message", _GO_ON if how == "interrupted" else ""))
 
