@@ -37,11 +37,6 @@ def place_of(path: str | Place) -> Place:
     return place
 
 
-def is_local(place: Place) -> bool:
-    """Is it a path of this machine, or of a file system that it has mounted?"""
-    return isinstance(place, Path)
-
-
 def is_file(place: Place) -> bool:
     """Does a file stand there? A name that no file can have is none."""
     return os.path.isfile(place) if isinstance(place, Path) else place.is_file()
@@ -67,10 +62,10 @@ def write_whole(root: Place, target: Place, content: bytes) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-    flush_folder(target.parent)
+    _flush_folder(target.parent)
 
 
-def flush_folder(folder: Path) -> None:
+def _flush_folder(folder: Path) -> None:
     """Have the names in a folder stand on disk."""
     if os.name == "nt":  # folders cannot be opened there
         return
