@@ -20,14 +20,14 @@ EXPECTED = {
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_a_context_shows_what_it_promises_and_nothing_else(context):
-    message = render_context(context, QUESTION, FULL)
+    message = render_context(context, QUESTION, FULL).user
     assert message.startswith(render_question(QUESTION))
     for text in (FULL.correct, FULL.wrong, FULL.summary, FULL.solution, "The correct answer is B."):
         assert (text in message) == (text in EXPECTED[context])
 
 
 def test_hidden_reasoning_of_a_demonstration_is_left_out():
-    message = render_context("correct_demo", QUESTION, Material(correct="<think>long\nthoughts</think>\n\nB it is"))
+    message = render_context("correct_demo", QUESTION, Material(correct="<think>long\nthoughts</think>\n\nB it is")).user
     assert "thoughts" not in message
     assert "B it is" in message
 
@@ -63,7 +63,7 @@ def test_a_template_of_ones_own_is_sandboxed(tmp_path):
     good = tmp_path / "mine.j2"
     good.write_text("{{ prompt }}\nHint: {{ answer }}")
     assert parse_teacher(f"ctx:{good}").context == str(good)
-    assert render_context(str(good), QUESTION, FULL).endswith("Hint: B")
+    assert render_context(str(good), QUESTION, FULL).user.endswith("Hint: B")
     evil = tmp_path / "evil.j2"
     evil.write_text("{{ prompt.__class__.__mro__ }}")
     with pytest.raises(GradalignError, match="unsafe"):
@@ -83,4 +83,4 @@ def test_a_template_of_ones_own_is_sandboxed(tmp_path):
 def test_braces_in_questions_and_rollouts_are_text():
     question = Question("q", "{{ 7*7 }} {% for %}", "1", "numeric")
     assert "{{ 7*7 }} {% for %}" in render_question(question)
-    assert "{{ 8 }}" in render_context("correct_demo", question, Material(correct="{{ 8 }}"))
+    assert "{{ 8 }}" in render_context("correct_demo", question, Material(correct="{{ 8 }}")).user

@@ -111,8 +111,8 @@ def test_another_temperature_is_refused(small):
 
 def test_prompts_are_in_the_servers_template(small):
     class Other(ChatCodec):
-        def prompt(self, message):
-            return (1, *super().prompt(message))
+        def prompt(self, user, system=None):
+            return (1, *super().prompt(user, system))
 
     with served(small) as fake:
         loaded = load_served(fake.name, small, CPU, 5, teaches=True)

@@ -156,6 +156,17 @@ def _sample_base(
     questions = [result.question for result in results]
     progress.stage("base rollouts")
     base = sample_rollouts(cast.student, questions, [prompts[q.id] for q in questions], "base", config.rollouts, sampling)
+    pools = sample_pools(questions, cast, config, progress)
+    for i, result in enumerate(results):
+        result.rollouts = base[i]
+        result.pools = {source: pool[i] for source, pool in pools.items()}
+
+
+def sample_pools(
+    questions: Sequence[Question], cast: Cast, config: RunConfig, progress: Progress
+) -> dict[str | None, list[Pool]]:
+    """The demonstrations of each question by the model they are from, with summaries where a context shows them."""
+    sampling = Sampling(config.seed, config.longest, progress)
     pools: dict[str | None, list[Pool]] = {}
     for source in sources(cast.teachers):
         progress.stage("demonstrations")
@@ -170,9 +181,7 @@ def _sample_base(
         pools[source] = [Pool(found.get(i, [])) for i in range(len(questions))]
         if any(t.source == source and "summary" in needed_material(t.context) for t in cast.teachers):
             summarise(member, questions, pools[source], sampling)
-    for i, result in enumerate(results):
-        result.rollouts = base[i]
-        result.pools = {source: pool[i] for source, pool in pools.items()}
+    return pools
 
 
 def _cast_teachers(results: Sequence[QuestionResult], cast: Cast, config: RunConfig) -> None:
@@ -180,7 +189,7 @@ def _cast_teachers(results: Sequence[QuestionResult], cast: Cast, config: RunCon
     for result in results:
         longest = max(len(rollout.completion.tokens) for rollout in result.rollouts)
         room = config.longest if config.teacher_rollouts else longest
-        result.prompts, skips = teacher_prompts(cast, result.question, result.pools, room)
+        result.prompts, skips = teacher_prompts(cast, result.question, result.pools, room, config.context_tokens)
         result.skips += skips
         result.other_tokens = sum(len(rollout.completion.tokens) for rollout in result.rollouts)
         result.other_tokens += sum(pool.tokens + pool.summary_tokens for pool in result.pools.values())
