@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from gradalign.types import GradalignError
-
 
 DATE = datetime(2024, 7, 26)  # what Llama's own templates say where they are told no date
 _OTHER_DATE = datetime(2001, 2, 3)
@@ -16,8 +16,8 @@ _OTHER_DATE = datetime(2001, 2, 3)
 class ChatCodec:
     """Codec over a transformers tokenizer.
 
-    `thinking` goes to templates that know `enable_thinking` or `thinking`. Templates that say what day it is are told DATE, whatever the day,
-    so that a run that goes on tomorrow has the prompts of today.
+    `thinking` goes to templates that know `enable_thinking` or `thinking`. Templates that say what day it is are told DATE, whatever the
+    day, so that a run that goes on tomorrow has the prompts of today.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, stop_ids: frozenset[int], thinking: bool = False):
@@ -79,7 +79,7 @@ def messages(user: str, system: str | None) -> list[dict[str, str]]:
     return ([] if system is None else [{"role": "system", "content": system}]) + [{"role": "user", "content": user}]
 
 
-def template_settings(thinking: bool, date: datetime = DATE) -> dict[str, bool | str]:
+def template_settings(thinking: bool, date: datetime = DATE) -> dict[str, Any]:
     """What chat templates are told beside the messages; those that know a name use it."""
     return {"enable_thinking": thinking, "thinking": thinking, "date_string": date.strftime("%d %b %Y")}
 

@@ -17,8 +17,9 @@ class RunConfig:
     """The settings that rows depend on. Stored in run.json; a run goes on only under the same ones.
 
     `tokens` are token weightings, beyond all tokens alike, that steps are kept under. `max_tokens` None means 1,024, or half the student's
-    window where that is less; it is settled when the student is loaded. `thinking` is what chat templates are told that have a switch for it. Privileged
-    material longer than `context_tokens` loses its middle (None: nothing is cut). `teacher_top_k` tokens of a served teacher are known at each node.
+    window where that is less; it is settled when the student is loaded. `thinking` is what chat templates are told that have a switch for
+    it. Privileged material longer than `context_tokens` loses its middle (None: nothing is cut). `teacher_top_k` tokens of a served teacher
+    are known at each node.
     """
 
     student: str

@@ -15,7 +15,7 @@ from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.faults import blaming
 from gradalign.pipeline.outcomes import Teaching, outcomes_of
 from gradalign.pipeline.progress import Progress
-from gradalign.pipeline.prompts import teacher_prompts
+from gradalign.pipeline.prompts import student_prompt, teacher_prompts
 from gradalign.pipeline.restore import Stored
 from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summarise
 from gradalign.pipeline.rows import QuestionResult, Rows, Scored, question_rows
@@ -27,7 +27,6 @@ from gradalign.store import TABLES
 from gradalign.tree import PrefixTree, build_tree
 from gradalign.types import REWARDS, GradalignError, Question, Rollout, Skip, TeacherSpec
 
-_NO_ROOM = "question longer than the student's window"
 _NO_TEACHER = "no teacher could be built"
 SET_ASIDE = "set aside after three tries"
 
@@ -136,16 +135,13 @@ def score_questions(
 def _student_prompts(results: Sequence[QuestionResult], cast: Cast, config: RunConfig) -> dict[str, tuple[int, ...]]:
     """The student's prompt of each question that leaves room for a rollout; the others are skipped."""
     prompts = {}
-    model = cast.student.model
     for result in results:
         with blaming(result.question):
-            tokens = model.codec.prompt(render_question(result.question))
-        window = model.language_model.context_window
-        if len(tokens) + config.longest <= window:
-            prompts[result.question.id] = tokens
+            found = student_prompt(cast, result.question, config.longest)
+        if isinstance(found, Skip):
+            result.skips.append(found)
         else:
-            detail = f"{len(tokens)} tokens of prompt and {config.longest} of rollout in a window of {window}"
-            result.skips.append(Skip(result.question.id, None, _NO_ROOM, detail))
+            prompts[result.question.id] = found
     return prompts
 
 

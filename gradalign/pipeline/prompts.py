@@ -10,6 +10,8 @@ from gradalign.pipeline.rollouts import Pool
 from gradalign.questions import read_answer, stated_answer
 from gradalign.types import Message, Question, Skip, TeacherSpec
 
+_NO_ROOM = "question longer than the student's window"
+
 
 @dataclass(frozen=True)
 class TeacherPrompt:
@@ -25,6 +27,16 @@ class TeacherPrompt:
     answers: tuple[str, ...] = ()
     private: int | None = None
     cut: int = 0
+
+
+def student_prompt(cast: Cast, question: Question, longest: int) -> tuple[int, ...] | Skip:
+    """The student's prompt, or why there is none that leaves room for `longest` tokens."""
+    model = cast.student.model
+    tokens, window = model.codec.prompt(render_question(question)), model.language_model.context_window
+    if len(tokens) + longest <= window:
+        return tokens
+    detail = f"{len(tokens)} tokens of prompt and {longest} of rollout in a window of {window}"
+    return Skip(question.id, None, _NO_ROOM, detail)
 
 
 def teacher_prompts(
