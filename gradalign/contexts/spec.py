@@ -56,11 +56,11 @@ def _model(named: str) -> str:
 def _placed(text: str, spec: str) -> tuple[str, Place]:
     """A context that there is, and where its text goes."""
     context, separator, word = text.rpartition(":")
-    place = next((known for known in PLACES if separator and known == word), None)
+    place: Place | None = next((known for known in PLACES if separator and word == known), None)
     if place is None:
         if separator and (context in CONTEXTS or _is_file(context)):
             raise GradalignError(f"teacher {spec!r}: no such place {word!r}; choose from {', '.join(PLACES)}")
-        return _known(text, spec), PLACES[0]
+        return _known(text, spec), "after"
     _known(context, spec)
     if context == "none":
         raise GradalignError(f"teacher {spec!r}: context 'none' adds nothing that could be placed; leave out :{word}")
