@@ -82,8 +82,9 @@ class Fake:
 
     def _chat(self, body: dict[str, Any]) -> tuple[int, ...]:
         said = {message["role"]: message["content"] for message in body["messages"]}
-        ids = self.model.codec.prompt(said["user"], said.get("system"))
-        opening = self.model.codec.boundary(said["user"], said.get("system"))
+        own = self.model.codec
+        codec = type(own)(own.tokenizer, own.name, own.stop_ids, body["chat_template_kwargs"]["enable_thinking"])
+        ids, opening = (ask(said["user"], said.get("system")) for ask in (codec.prompt, codec.boundary))
         return ids if body["add_generation_prompt"] else ids[: len(ids) - len(opening)]
 
     def _ids(self, text: str) -> list[int]:

@@ -153,7 +153,7 @@ def question_tokens(run: Run, questions: Collection[str]) -> Iterator[QuestionTo
         shown = contexts[question]
         yield QuestionTokens(
             known.loc[question].to_dict(),
-            {row.teacher: _asked(row.message, row.system) for row in shown.itertuples()},
+            dict(zip(shown["teacher"], map(_asked, shown["message"], shown["system"]), strict=True)),
             _rollouts(rolled[question]),
             nodes[question],
             teachers[question],
@@ -168,9 +168,9 @@ def question_tokens(run: Run, questions: Collection[str]) -> Iterator[QuestionTo
         )
 
 
-def _asked(message: str, system: str | None) -> str:
-    """What a teacher is asked, as one text."""
-    return message if system is None else f"System message:\n{system}\n\nUser message:\n{message}"
+def _asked(message: str, system: object) -> str:
+    """What a teacher is asked, as one text; `system` is missing where there is no system message."""
+    return message if pd.isna(system) else f"System message:\n{system}\n\nUser message:\n{message}"
 
 
 def candidate_sheet(view: QuestionTokens, rollout: TokenRollout, place: int, teacher: str, objective: str) -> Sheet:

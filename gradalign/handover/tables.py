@@ -70,7 +70,9 @@ def question_table(run: Run, configuration: Configuration) -> tuple[pa.Table, di
         "pass_rate": frame["pass_rate"],
         "weight": weight,
         "teacher_message": [None] * len(frame) if taught is None else taught["message"].to_list(),
-        "teacher_system": [None] * len(frame) if taught is None else taught["system"].to_list(),
+        "teacher_system": [None] * len(frame)
+        if taught is None
+        else [None if pd.isna(system) else system for system in taught["system"]],
         "teacher_prompt_tokens": [None] * len(frame) if taught is None else taught["prompt_tokens"].to_list(),
     }
     return pa.table(
