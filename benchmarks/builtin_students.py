@@ -125,7 +125,7 @@ def _materials(sampler: Sampler, base: Samples, name: str) -> list[Material]:
 
 
 def _under(sampler: Sampler, context: str, questions: list[Question], materials: list[Material], name: str) -> Samples:
-    messages = [render_context(context, *pair) for pair in zip(questions, materials, strict=True)]
+    messages = [render_context(context, *pair).user for pair in zip(questions, materials, strict=True)]
     return sampler.answer(questions, messages, f"{name} under {context}")
 
 
@@ -134,7 +134,7 @@ def _swapped_follows(sampler: Sampler, questions: list[Question], name: str) -> 
     rng = random.Random(0)
     given = [rng.choice([answer for answer in _answers(q) if answer != q.answer]) for q in questions]
     pairs = zip(questions, given, strict=True)
-    messages = [render_context("answer", question, Material(answer=answer)) for question, answer in pairs]
+    messages = [render_context("answer", question, Material(answer=answer)).user for question, answer in pairs]
     samples = sampler.answer(questions, messages, f"{name} swapped")
     return float(np.mean([[_final(text) == a for text in row] for row, a in zip(samples.texts, given, strict=True)]))
 

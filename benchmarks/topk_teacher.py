@@ -62,7 +62,7 @@ def nodes(loaded: LoadedModel) -> Iterator[tuple[str, torch.Tensor, torch.Tensor
         taken = torch.from_numpy(np.concatenate(sequences))
         own = torch.cat(model.hidden_states(prompt, sequences))
         for name in TEACHERS:
-            seen = loaded.codec.prompt(render_context(name, question, shown))
+            seen = loaded.codec.prompt(render_context(name, question, shown).user)
             theirs = torch.cat(model.hidden_states(seen, sequences))
             for chunk in torch.arange(len(taken)).split(_CHUNK):
                 yield f"ctx:{name}", model.logprobs(own[chunk]), model.logprobs(theirs[chunk]), taken[chunk]

@@ -17,6 +17,7 @@ from gradalign.pipeline import (
     Execution,
     Facts,
     Forecast,
+    Preview,
     Progress,
     RunConfig,
     Silent,
@@ -27,12 +28,13 @@ from gradalign.pipeline import (
     load_cast,
     needs_teacher_rollouts,
     parse_budget,
+    preview,
 )
 from gradalign.plugins import fingerprints as fingerprint_functions
 from gradalign.questions import load_questions
 from gradalign.seeds import seed_of
 from gradalign.store import Place, Run, RunFolder, load_run
-from gradalign.types import Question
+from gradalign.types import GradalignError, Question
 
 BUILTIN_STUDENT = "builtin:small"
 BUILTIN_QUESTIONS = "builtin:arithmetic"
@@ -140,6 +142,23 @@ def run_forecast(
     cast = cast or load_cast(config, execution or Execution())
     window = cast.student.model.language_model.context_window
     return forecast(chosen, cast, _with_length(config, window), effort or Effort(), progress)
+
+
+def run_preview(
+    config: RunConfig, question: str | None = None, execution: Execution | None = None, progress: Progress | None = None
+) -> tuple[list[Preview], list[str]]:
+    """What student and teachers would see of the question of that id, or of the first `config.limit`; and what loading had to say."""
+    progress = progress or Silent()
+    chosen = load_questions(config.questions, config.limit if question is None else None)
+    asked = [each for each in chosen if question in (None, each.id)]
+    if not asked:
+        raise GradalignError(
+            f"{config.questions} has no question {question!r}; it has {chosen[0].id!r} and {len(chosen) - 1:,} others"
+        )
+    progress.stage("loading models")
+    cast = load_cast(config, execution or Execution())
+    config = _with_length(config, cast.student.model.language_model.context_window)
+    return preview(asked, cast, config, progress), cast.notices
 
 
 def _chosen(config: RunConfig, questions: Sequence[Question] | None) -> Sequence[Question]:

@@ -16,6 +16,7 @@ import numpy as np
 AnswerKind = Literal["numeric", "boolean", "choice", "exact"]
 StopReason = Literal["stop", "length"]
 Outcome = Literal["right", "wrong", "ungradable"]
+Place = Literal["after", "before", "system"]
 
 
 REWARDS = "rewards"  # stands for the teacher of objectives that look at rewards alone
@@ -78,17 +79,27 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Message:
+    """What a model is asked: a user message, and a system message before it where there is one."""
+
+    user: str
+    system: str | None = None
+
+
+@dataclass(frozen=True)
 class TeacherSpec:
     """Who teaches: the student itself (`model` None) or another model, under `context`; demonstrations come from `source`.
 
-    Written `ctx:NAME`, `model:NAME`, `model:NAME+ctx:NAME` or `ctx:NAME@model:NAME`; a served model is `server:URL#MODEL` where another one
-    is `model:NAME`, and keeps its `server:` in `model` and `source`.
+    Written `ctx:NAME`, `model:NAME`, `model:NAME+ctx:NAME` or `ctx:NAME@model:NAME`, each NAME of a context with `:PLACE` behind it where
+    `place`, where its text goes, is not after the question; a served model is `server:URL#MODEL` where another one is `model:NAME`, and
+    keeps its `server:` in `model` and `source`.
     """
 
     name: str
     context: str = "none"
     model: str | None = None
     source: str | None = None
+    place: Place = "after"
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Fake:
         if "tokenize" in self.lacks:
             return 404, {"detail": "Not Found"}
         chat = body.get("messages")
-        ids = self.model.codec.prompt(chat[0]["content"]) if chat else self._ids(body["prompt"])
+        ids = self._chat(body) if chat else self._ids(body["prompt"])
         return 200, {"count": len(ids), "tokens": ids, "max_model_len": self.window}
 
     def complete(self, body: dict[str, Any]) -> tuple[int, Any]:
@@ -79,6 +79,13 @@ class Fake:
         with self.compute:
             choice = self._choice(ids, body)
         return 200, {"choices": [choice]} | ({} if "usage" in self.lacks else {"usage": {"prompt_tokens": len(ids)}})
+
+    def _chat(self, body: dict[str, Any]) -> tuple[int, ...]:
+        said = {message["role"]: message["content"] for message in body["messages"]}
+        own = self.model.codec
+        codec = type(own)(own.tokenizer, own.name, own.stop_ids, body["chat_template_kwargs"]["enable_thinking"])
+        ids, opening = (ask(said["user"], said.get("system")) for ask in (codec.prompt, codec.boundary))
+        return ids if body["add_generation_prompt"] else ids[: len(ids) - len(opening)]
 
     def _ids(self, text: str) -> list[int]:
         tokenizer = self.model.codec.tokenizer

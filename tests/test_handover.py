@@ -215,7 +215,7 @@ def test_every_objective_has_its_nearest_loss():
 
 def test_a_served_teacher_is_named_and_not_loaded():
     configuration = Configuration("mine", "reverse_kl", "server:http://127.0.0.1:8000#better")
-    identity = {"temperature": 1.0, "max_tokens": 64, "seed": 0, "student": "builtin:small"}
+    identity = {"temperature": 1.0, "max_tokens": 64, "seed": 0, "student": "builtin:small", "thinking": False}
     description = trl_plan(configuration, identity, ["a question"], ["a question"]).description
     assert description["teacher"] == {"model": "server:http://127.0.0.1:8000#better", "gguf_file": None}
     assert any("is served, and trainers load weights" in lost for lost in description["not_carried"])

@@ -40,33 +40,33 @@ def cluster():
 class Slow(TabularCodec):
     """Takes its time at each prompt, so that there is a middle of the run."""
 
-    def prompt(self, message: str) -> tuple[int, ...]:
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
         time.sleep(0.1)
-        return super().prompt(message)
+        return super().prompt(user, system)
 
 
 class Deadly(TabularCodec):
     """Kills its process, without a word, at prompts that name a marked question."""
 
-    def prompt(self, message: str) -> tuple[int, ...]:
-        if "poison" in message:
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        if "poison" in user:
             os._exit(1)
-        return super().prompt(message)
+        return super().prompt(user, system)
 
 
 class Faulty(TabularCodec):
     """Raises at prompts that name a marked question."""
 
-    def prompt(self, message: str) -> tuple[int, ...]:
-        if "poison" in message:
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        if "poison" in user:
             raise ValueError("no such glyph")
-        return super().prompt(message)
+        return super().prompt(user, system)
 
 
 class Refusing(TabularCodec):
     """Says what the user can mend."""
 
-    def prompt(self, message: str) -> tuple[int, ...]:
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
         raise GradalignError("no chat template; pass --chat-template FILE")
 
 

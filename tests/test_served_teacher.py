@@ -1,16 +1,21 @@
 """Served teachers: what is told at each place, what is not, and runs that say so."""
 
+from dataclasses import replace
+from datetime import datetime
+
 import numpy as np
 import pytest
 import torch
+from chat_families import FAMILIES, codec_of
 from fake_endpoint import served
 
 import gradalign
 from gradalign.contexts import parse_teacher
 from gradalign.models import ChatCodec, LoadedModel, LoadOptions, resolve_model
-from gradalign.models.served import load_served
+from gradalign.models.served import ServedCodec, connect, load_served
 from gradalign.pipeline import Execution, RunConfig, load_cast
-from gradalign.types import GradalignError
+from gradalign.pipeline.openings import opening_notices, takes_system
+from gradalign.types import GradalignError, TeacherSpec
 
 SERVER = "server:http://127.0.0.1:8000/v1#org/m"
 CPU = LoadOptions(device="cpu", batch_size=4)
@@ -111,8 +116,8 @@ def test_another_temperature_is_refused(small):
 
 def test_prompts_are_in_the_servers_template(small):
     class Other(ChatCodec):
-        def prompt(self, message):
-            return (1, *super().prompt(message))
+        def prompt(self, user, system=None):
+            return (1, *super().prompt(user, system))
 
     with served(small) as fake:
         loaded = load_served(fake.name, small, CPU, 5, teaches=True)
@@ -123,6 +128,34 @@ def test_prompts_are_in_the_servers_template(small):
         assert loaded.codec.prompt("Hello") == small.codec.prompt("Hello")
     assert loaded.fingerprint == "server: tiny, root /models/tiny, window 512"
     assert loaded.language_model.context_window == 511
+
+
+def test_thinking_and_system_messages_reach_the_server(small):
+    with served(small) as fake:
+        endpoint = connect(fake.name, small, 1)
+        for thinking in (True, False):
+            fake.model = LoadedModel(small.language_model, codec_of(replace(FAMILIES["qwen3"], thinking=not thinking)), "")
+            student = codec_of(replace(FAMILIES["qwen3"], thinking=thinking))
+            codec = ServedCodec(endpoint, student)
+            for system in (None, "a hint"):
+                assert codec.prompt("x", system) == student.prompt("x", system)
+                assert codec.boundary("x", system) == student.boundary("x", system)
+            assert takes_system(codec)
+            assert ("</think>" in codec.shown(codec.boundary("x"))) == (not thinking)
+            assert not codec.dated()
+
+
+def test_a_servers_template_that_says_what_day_it_is_is_known(small):
+    class Today(ChatCodec):
+        def _encoded(self, user, system, **settings):
+            return super()._encoded(f"{datetime.now():%d %B %Y}. {user}", system, **settings)
+
+    with served(small) as fake:
+        loaded = load_served(fake.name, small, CPU, 5, teaches=True)
+        assert opening_notices(small, {"m": loaded}, [TeacherSpec("model:m", model="m")]) == ()
+        fake.model = LoadedModel(small.language_model, Today(small.codec.tokenizer, "today", small.codec.stop_ids), "")
+        [notice] = opening_notices(small, {"m": loaded}, [TeacherSpec("model:m", model="m")])
+    assert "prompts differ from day to day; give --chat-template FILE" in notice
 
 
 def test_what_is_approximate_is_said(small):

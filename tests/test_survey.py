@@ -27,7 +27,7 @@ def request_(small) -> SurveyRequest:
         "answer": Material(answer=question.answer),
     }
     teachers = {
-        name: (small.language_model, small.codec.prompt(render_context(name, question, material)))
+        name: (small.language_model, small.codec.prompt(render_context(name, question, material).user))
         for name, material in contexts.items()
     }
     sequences = [rollout.tokens for rollout in rollouts]

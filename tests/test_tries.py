@@ -22,11 +22,11 @@ class Breaking(TabularCodec):
         super().__init__(model)
         self.times, self.calls = times, 0
 
-    def prompt(self, message: str) -> tuple[int, ...]:
-        if "poison" in message and self.calls < self.times:
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        if "poison" in user and self.calls < self.times:
             self.calls += 1
             raise ValueError("no such glyph")
-        return super().prompt(message)
+        return super().prompt(user, system)
 
 
 def cast_with(tabular, codec):

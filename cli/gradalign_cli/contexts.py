@@ -4,12 +4,14 @@ from typing import Annotated
 
 import typer
 
+from gradalign_cli.by_default import CommandWithOthers
 from gradalign_cli.console import errors, output, safe
 from gradalign_cli.options import (
     Address,
     BatchSize,
     Budget,
     ChatTemplate,
+    ContextTokens,
     Demonstrations,
     Device,
     Dtype,
@@ -27,11 +29,13 @@ from gradalign_cli.options import (
     TeacherTopK,
     Temperature,
     TensorParallel,
+    Thinking,
     WorkerCpus,
     WorkerGpus,
     Workers,
 )
 from gradalign_cli.progress import ProgressDisplay
+from gradalign_cli.seen import show, template
 
 
 def contexts(
@@ -64,12 +68,14 @@ def contexts(
     address: Address = None,
     teacher_top_k: TeacherTopK = 20,
     chat_template: ChatTemplate = None,
+    thinking: Thinking = "off",
+    context_tokens: ContextTokens = None,
 ) -> None:
     """Pre-screen teacher contexts: what each does to the student's own answers, what a step toward it would do, and its price.
 
     The student answers under every context; success there is counted by difficulty, and so is how often an answer is copied from the
     context. A context that raises the teacher and not other questions is warned of. It is a run like any other: `gradalign rank`,
-    `report` and `show` read it too.
+    `report` and `show` read it too. `gradalign contexts show` prints what each model would see, before anything is scored.
 
     **Examples**
 
@@ -95,6 +101,7 @@ def contexts(
             questions, student, teacher or [f"ctx:{name}" for name in CONTEXTS], [objective], limit, max_tokens, rollouts=rollouts,
             demonstrations=demonstrations, teacher_rollouts=teacher_rollouts, temperature=temperature, seed=seed, dtype=dtype,
             teacher_top_k=teacher_top_k, chat_template=None if chat_template is None else str(chat_template),
+            thinking=thinking == "on", context_tokens=context_tokens,
         )  # fmt: skip
         folder = out or default_folder(config)
         execution = Execution(
@@ -119,3 +126,9 @@ def contexts(
     output.print(
         f"The run lies in [bold]{safe(str(folder))}[/]; read it with `gradalign report {safe(str(folder))}`.", soft_wrap=True
     )
+
+
+app = typer.Typer(cls=CommandWithOthers, help=contexts.__doc__, rich_markup_mode="markdown")
+app.command("screen")(contexts)
+app.command()(show)
+app.command()(template)

@@ -10,7 +10,7 @@ import typer
 from gradalign import __version__
 from gradalign.types import GradalignError
 from gradalign_cli.console import Interrupted, errors, safe
-from gradalign_cli.contexts import contexts
+from gradalign_cli.contexts import app as contexts
 from gradalign_cli.doctor import doctor
 from gradalign_cli.export import export
 from gradalign_cli.findings import findings
@@ -35,7 +35,7 @@ app.command()(score)
 app.command()(rank)
 app.command()(paths)
 app.command()(findings)
-app.command()(contexts)
+app.add_typer(contexts, name="contexts")
 app.command()(pbsd)
 app.command()(paced)
 app.command()(report)

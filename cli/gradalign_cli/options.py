@@ -1,7 +1,7 @@
 """Options that several commands have, worded once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -68,5 +68,17 @@ Address = Annotated[
 ]
 TeacherTopK = Annotated[
     int, typer.Option(help="Most likely tokens that a served teacher tells at each place; the rest is one bucket.", min=1)
+]
+Thinking = Annotated[
+    Literal["on", "off"],
+    typer.Option(help="Whether models think before they answer, for every chat template that has a switch for it."),
+]
+ContextTokens = Annotated[
+    int | None,
+    typer.Option(
+        help="Longest that a demonstration, summary or solution may be, in the teacher's tokens: of a longer one the first and the last "
+        "are kept, half each, around the mark [...]; answers are never cut [default: nothing is cut].",
+        min=1,
+    ),
 ]
 ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")]

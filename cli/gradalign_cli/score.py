@@ -13,6 +13,7 @@ from gradalign_cli.options import (
     BatchSize,
     Budget,
     ChatTemplate,
+    ContextTokens,
     Demonstrations,
     Device,
     Dtype,
@@ -29,6 +30,7 @@ from gradalign_cli.options import (
     TeacherTopK,
     Temperature,
     TensorParallel,
+    Thinking,
     WorkerCpus,
     WorkerGpus,
     Workers,
@@ -63,7 +65,8 @@ The same command with a larger `--budget` goes on with a finished run: what was 
 
 **Teachers** `ctx:none|correct_demo|correct_wrong_demo|wrong_demo|summary|reference|answer` or `ctx:TEMPLATE.j2` (the student itself
 under a context), `model:NAME` (another model), `model:NAME+ctx:…` (both), `ctx:…@model:NAME` (demonstrations from another model);
-`server:URL#MODEL` in the place of `model:NAME` is a model that is served elsewhere.
+`server:URL#MODEL` in the place of `model:NAME` is a model that is served elsewhere. `ctx:NAME:system`, `:before` or `:after` (the question,
+the default) says where the context's text goes.
 
 **Objectives** `reverse_kl` (alias `gkd`), `forward_kl`, `jsd:BETA`, `sampled_kl`, `minillm:GAMMA` (`minillm:1:normalised`),
 `pbsd_target:BETA`, `pbsd:BETA`, `SECOND@FIRST*STEP` (a second stage after a step of the first); without a teacher `dr_grpo`, `success`; a
@@ -132,6 +135,8 @@ def score(
     address: Address = None,
     teacher_top_k: TeacherTopK = 20,
     chat_template: ChatTemplate = None,
+    thinking: Thinking = "off",
+    context_tokens: ContextTokens = None,
     top_k: Annotated[int | None, typer.Option(hidden=True)] = None,
     top_p: Annotated[float | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -149,6 +154,8 @@ def score(
         "dtype": dtype,
         "teacher_top_k": teacher_top_k,
         "chat_template": None if chat_template is None else str(chat_template),
+        "thinking": thinking == "on",
+        "context_tokens": context_tokens,
     }
     with ProgressDisplay() as progress:
         progress.stage("starting")

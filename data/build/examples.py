@@ -94,4 +94,4 @@ def _template(task: Task, context: str) -> str:
     if context == SUMMARISE:
         return render_summary_request(question, "{correct}")
     material = Material(correct="{correct}", wrong="{wrong}", summary="{summary}", solution="{solution}", answer="{answer}")
-    return render_context(context, question, material)
+    return render_context(context, question, material).user

@@ -1,132 +1,86 @@
-"""Render the text of a user message: the question alone, or with the privileged context that only the teacher sees."""
+"""What models are asked: the question alone, or with the privileged text that only a teacher sees, and where that goes."""
 
-import hashlib
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from functools import cache, lru_cache
-from importlib import resources
-from pathlib import Path
+from dataclasses import fields
 
-from jinja2 import StrictUndefined, Template, TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from gradalign.contexts.material import Material, spoken
+from gradalign.contexts.sources import names_used, render
+from gradalign.types import GradalignError, Message, Place, Question
 
-from gradalign.types import GradalignError, Question, TeacherSpec
-
-CONTEXTS = ("none", "correct_demo", "correct_wrong_demo", "wrong_demo", "summary", "reference", "answer")
-
+_EXACT = 'Reason step by step, then end with "Answer:" and the answer.'
 INSTRUCTIONS = {
     "numeric": 'Reason step by step, then end with "Answer:" and the number.',
     "boolean": 'Reason step by step, then end with "Answer:" and yes or no.',
     "choice": 'Reason step by step, then end with "Answer:" and the letter.',
-    "exact": 'Reason step by step, then end with "Answer:" and the answer.',
+    "exact": _EXACT,
+    "math": "Reason step by step, then put the final answer within \\boxed{}.",
+    "regex": _EXACT,
+    "function": _EXACT,
 }
-
-_THINKING = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a context may draw on for one question; None is what the question lacks."""
-
-    correct: str | None = None
-    wrong: str | None = None
-    summary: str | None = None
-    solution: str | None = None
-    answer: str | None = None
-
-
-_LACKS = {
-    "correct": "no correct rollout",
-    "wrong": "no wrong rollout",
-    "summary": "no summary of a correct rollout",
-    "solution": "no reference solution",
-    "answer": "no answer",
-}
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False, autoescape=False)
+_AFTER = "Now solve it yourself."
+_PROMPT = "prompt"
 
 
 def render_question(question: Question) -> str:
     """The prompt the student sees: the question, its options, and how to end."""
-    source = _template("none")
-    return _render(source, "none", question=question.text, choices=question.choices, instruction=INSTRUCTIONS[question.kind])
+    instruction = INSTRUCTIONS.get(question.kind, _EXACT)
+    return render("none", {"question": question.text, "choices": question.choices, "instruction": instruction})
 
 
-def render_context(context: str, question: Question, material: Material) -> str:
-    """The prompt the teacher sees: the student's, with what `context` adds. Raises where material is missing."""
+def render_context(context: str, question: Question, material: Material, place: Place = "after") -> Message:
+    """What the teacher is asked: what the student is, with what `context` adds at `place`. Raises where material is missing.
+
+    A template that uses `prompt` is the whole user message, and knows no place.
+    """
+    prompt = render_question(question)
     if context == "none":
-        return render_question(question)
-    lack = missing_material(context, material)
-    if lack:
-        raise GradalignError(f"context {context!r} cannot be built for question {question.id!r}: {lack}")
-    return _render(_template(context), context, prompt=render_question(question), **_cleaned(material))
+        return Message(prompt)
+    private = privileged_text(context, question, material)
+    if private is None:
+        return Message(_filled(context, question, material, prompt))
+    if place == "system":
+        return Message(prompt, private)
+    if place == "before":
+        return Message(f"{private}\n\n{prompt}")
+    return Message(f"{prompt}\n\n{private}\n\n{_AFTER}")
+
+
+def privileged_text(context: str, question: Question, material: Material) -> str | None:
+    """What `context` adds to the student's prompt; None where its template is the whole message."""
+    if context == "none":
+        return ""
+    return None if is_whole(context) else _filled(context, question, material)
 
 
 def render_summary_request(question: Question, correct: str) -> str:
     """The prompt that asks a model to condense a correct solution, for `ctx:summary`."""
-    return _render(_template("summarise"), "summarise", prompt=render_question(question), correct=_clean(correct))
+    return render("summarise", {_PROMPT: render_question(question), "correct": spoken(correct)})
 
 
 def missing_material(context: str, material: Material) -> str | None:
     """Why `context` cannot be built from `material`, or None if it can."""
-    for name in needed_material(context):
-        if getattr(material, name) is None:
-            return _LACKS[name]
-    return None
+    return material.cleaned().lack(needed_material(context))
 
 
 def needed_material(context: str) -> tuple[str, ...]:
     """Names of the material fields that a context's template uses."""
     if context == "none":
         return ()
-    try:
-        used = meta.find_undeclared_variables(_ENVIRONMENT.parse(_template(context)))
-    except TemplateError as error:
-        raise GradalignError(f"template {context!r} is not valid Jinja: {error}; mend the template") from error
+    used = names_used(context)
     known = {field.name for field in fields(Material)}
-    unknown = sorted(used - known - {"prompt"})
+    unknown = sorted(used - known - {_PROMPT})
     if unknown:
         raise GradalignError(f"template {context!r} uses {unknown[0]!r}, which is none of prompt, {', '.join(sorted(known))}")
     return tuple(sorted(used & known))
 
 
-def template_fingerprints(teachers: Iterable[TeacherSpec]) -> dict[str, str]:
-    """A hash of the text of every template of the user's own, by path."""
-    paths = sorted({teacher.context for teacher in teachers} - {*CONTEXTS})
-    return {path: hashlib.blake2b(_template(path).encode(), digest_size=16).hexdigest() for path in paths}
+def is_whole(context: str) -> bool:
+    """Is a context's template the whole user message, since it uses `prompt`?"""
+    return context != "none" and _PROMPT in names_used(context)
 
 
-def _template(context: str) -> str:
-    if context in CONTEXTS or context == "summarise":
-        return _built_in(context)
-    try:
-        return Path(context).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GradalignError(f"template {context} cannot be read ({error}); give a text file in UTF-8") from error
-
-
-@cache
-def _built_in(context: str) -> str:
-    return (resources.files("gradalign.contexts") / "templates" / f"{context}.j2").read_text(encoding="utf-8")
-
-
-def _render(source: str, name: str, **variables: object) -> str:
-    try:
-        return _compiled(source).render(**variables)
-    except Exception as error:  # a template of the user's own can fail in any way
-        raise GradalignError(f"template {name!r} failed: {error}; mend the template") from error
-
-
-@lru_cache(maxsize=64)
-def _compiled(source: str) -> Template:
-    return _ENVIRONMENT.from_string(source)
-
-
-def _cleaned(material: Material) -> dict[str, str | None]:
-    values = {field.name: getattr(material, field.name) for field in fields(Material)}
-    return {name: None if text is None else _clean(text) for name, text in values.items()}
-
-
-def _clean(text: str) -> str:
-    """A demonstration without the hidden reasoning of a thinking model and without surrounding blanks."""
-    return _THINKING.sub("", text).strip()
+def _filled(context: str, question: Question, material: Material, prompt: str | None = None) -> str:
+    material = material.cleaned()
+    lack = material.lack(needed_material(context))
+    if lack:
+        raise GradalignError(f"context {context!r} cannot be built for question {question.id!r}: {lack}")
+    return render(context, vars(material) | ({} if prompt is None else {_PROMPT: prompt}))

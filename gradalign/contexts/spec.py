@@ -1,13 +1,16 @@
-"""Teachers as the user writes them: `ctx:NAME`, `model:NAME`, `model:NAME+ctx:NAME`, `ctx:NAME@model:NAME`, and `server:URL#MODEL` in the
-place of `model:NAME`."""
+"""Teachers as the user writes them: `ctx:NAME`, `model:NAME`, `model:NAME+ctx:NAME`, `ctx:NAME@model:NAME`, `server:URL#MODEL` in the place
+of `model:NAME`, and `:system`, `:before` or `:after` behind the name of a context."""
 
 import difflib
 from pathlib import Path
+from typing import get_args
 
-from gradalign.contexts.render import CONTEXTS, needed_material
+from gradalign.contexts.render import is_whole, needed_material
+from gradalign.contexts.sources import CONTEXTS
 from gradalign.endpoint import PREFIX, parse_address
-from gradalign.types import GradalignError, TeacherSpec
+from gradalign.types import GradalignError, Place, TeacherSpec
 
+PLACES: tuple[Place, ...] = get_args(Place)
 _FORMS = (
     "ctx:NAME, model:NAME, model:NAME+ctx:NAME or ctx:NAME@model:NAME, with server:URL#MODEL for model:NAME where it is served"
 )
@@ -21,16 +24,17 @@ def parse_teacher(spec: str) -> TeacherSpec:
         model = _model(named)
         if not model or (separator and not context):
             raise GradalignError(f"teacher {spec!r} names no {'context' if model else 'model'}; write {_FORMS}")
-        return TeacherSpec(spec, _known(context or "none", spec), model)
+        known, place = _placed(context or "none", spec)
+        return TeacherSpec(spec, known, model, place=place)
     if spec.startswith("ctx:"):
         context, separator, named = _sourced(spec.removeprefix("ctx:"))
         source = _model(named)
         if separator and not source:
             raise GradalignError(f"teacher {spec!r} names no model after the @; write {_FORMS}")
-        known = _known(context, spec)
+        known, place = _placed(context, spec)
         if source and not _FROM_A_MODEL & {*needed_material(known)}:
             raise GradalignError(f"teacher {spec!r}: context {context!r} takes nothing from a model; leave out @{named}")
-        return TeacherSpec(spec, known, None, source or None)
+        return TeacherSpec(spec, known, None, source or None, place)
     raise GradalignError(f"teacher {spec!r} is not of the form {_FORMS}")
 
 
@@ -49,10 +53,28 @@ def _model(named: str) -> str:
     return name
 
 
+def _placed(text: str, spec: str) -> tuple[str, Place]:
+    """A context that there is, and where its text goes."""
+    context, separator, word = text.rpartition(":")
+    place: Place | None = next((known for known in PLACES if separator and word == known), None)
+    if place is None:
+        if separator and (context in CONTEXTS or _is_file(context)):
+            raise GradalignError(f"teacher {spec!r}: no such place {word!r}; choose from {', '.join(PLACES)}")
+        return _known(text, spec), "after"
+    _known(context, spec)
+    if context == "none":
+        raise GradalignError(f"teacher {spec!r}: context 'none' adds nothing that could be placed; leave out :{word}")
+    if is_whole(context):
+        raise GradalignError(
+            f"teacher {spec!r}: template {context} uses prompt, so it is the whole message; leave out :{word}, or take prompt out of it"
+        )
+    return context, place
+
+
 def _is_file(path: str) -> bool:
     try:
         return Path(path).is_file()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

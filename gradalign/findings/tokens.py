@@ -123,7 +123,7 @@ def question_tokens(run: Run, questions: Collection[str]) -> Iterator[QuestionTo
     missing = [question for question in questions if question not in known.index]
     if missing:
         raise GradalignError(f"the run has no question {missing[0]!r}; {_some(run)}")
-    contexts = dict(iter(held.frame("contexts", ["question", "teacher", "message"], mine).groupby("question")))
+    contexts = dict(iter(held.frame("contexts", ["question", "teacher", "message", "system"], mine).groupby("question")))
     columns = ["question", "purpose", "rollout", "reward", "outcome", "stop", "read_answer", "pieces", "tokens"]
     rollouts = held.frame("rollouts", columns, mine & (pc.field("purpose") == "base"))
     rolled = {q: rows.sort_values("rollout") for q, rows in rollouts.groupby("question")}
@@ -153,7 +153,7 @@ def question_tokens(run: Run, questions: Collection[str]) -> Iterator[QuestionTo
         shown = contexts[question]
         yield QuestionTokens(
             known.loc[question].to_dict(),
-            dict(zip(shown["teacher"], shown["message"], strict=True)),
+            dict(zip(shown["teacher"], map(_asked, shown["message"], shown["system"]), strict=True)),
             _rollouts(rolled[question]),
             nodes[question],
             teachers[question],
@@ -166,6 +166,11 @@ def question_tokens(run: Run, questions: Collection[str]) -> Iterator[QuestionTo
             ),
             directions.get(question, _none(["token", "teacher_prob", "direction"], ["node", "teacher", "objective"])),
         )
+
+
+def _asked(message: str, system: object) -> str:
+    """What a teacher is asked, as one text; `system` is missing where there is no system message."""
+    return message if pd.isna(system) else f"System message:\n{system}\n\nUser message:\n{message}"
 
 
 def candidate_sheet(view: QuestionTokens, rollout: TokenRollout, place: int, teacher: str, objective: str) -> Sheet:

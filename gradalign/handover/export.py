@@ -18,6 +18,7 @@ from gradalign.store import Run
 from gradalign.types import GradalignError
 
 FORMATS = ("trl", "json", "parquet")
+_TEACHERS_SIDE = ("teacher_message", "teacher_system", "teacher_prompt_tokens")
 _TABLES = ("questions", "tokens")
 _TRAINING = ("trl.json", "train.jsonl", "train.py", "chat_template.jinja")
 _KEPT = (
@@ -71,7 +72,7 @@ def export_configuration(
     lost, notes = _unknown_weights(configuration, tokens), _unscored(run, configuration)
     plan = None
     if to == "trl":
-        plan = trl_plan(configuration, run.identity, questions["prompt"].to_pylist(), questions["teacher_message"].to_pylist())
+        plan = trl_plan(configuration, run.identity, questions["prompt"].to_pylist(), _read(questions))
         lost = [*plan.description["not_carried"], *lost]
         notes = [*plan.description["notes"], *notes]
     template = _chat_template(run, lost) if plan is not None else None
@@ -143,9 +144,15 @@ def _chat_template(run: Run, lost: list[str]) -> str | None:
         return None
 
 
+def _read(questions: pa.Table) -> list[str | None]:
+    """All that the teacher reads of each question, as one message."""
+    pairs = zip(questions["teacher_system"].to_pylist(), questions["teacher_message"].to_pylist(), strict=True)
+    return [message if system is None else f"{system}\n\n{message}" for system, message in pairs]
+
+
 def _rows(questions: pa.Table, contexts: list[str] | None) -> Iterable[dict[str, Any]]:
     """The data set in TRL's columns; answer, kind and choices are for the grader."""
-    for place, row in enumerate(questions.drop_columns(["teacher_message", "teacher_prompt_tokens", "pass_rate"]).to_pylist()):
+    for place, row in enumerate(questions.drop_columns([*_TEACHERS_SIDE, "pass_rate"]).to_pylist()):
         row["prompt"] = [{"role": "user", "content": row["prompt"]}]
         yield row if contexts is None else row | {"privileged_context": contexts[place]}
 

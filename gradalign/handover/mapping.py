@@ -87,7 +87,7 @@ def trl_plan(
         "top_p": 1.0,
         "top_k": 0,
         "max_completion_length": identity["max_tokens"],
-        "chat_template_kwargs": {"enable_thinking": False},
+        "chat_template_kwargs": {"enable_thinking": identity["thinking"]},
         "seed": identity["seed"],
     }
     lost = [loss.lost for loss in losses if loss.lost is not None]
@@ -121,6 +121,11 @@ def trl_plan(
             lost.append(
                 "SDFTTrainer takes the mean over the tokens of each rollout first, so a token of a short rollout counts more than one of "
                 "a long rollout; in the run all tokens count alike."
+            )
+        if spec.place == "system":
+            lost.append(
+                "The teacher's system message: trained is with its text before the question, in the user message, since the trainers put "
+                "what the teacher sees there."
             )
         notes.append(_teacher_note(spec))
         if spec.model is not None:

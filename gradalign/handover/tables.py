@@ -25,6 +25,7 @@ QUESTIONS = pa.schema([
     pa.field("pass_rate", pa.float64(), metadata={"meaning": "mean reward of the base rollouts"}),
     pa.field("weight", pa.float64(), metadata={"meaning": "how much the question counts in training; mean 1"}),
     pa.field("teacher_message", pa.string(), metadata={"meaning": "the user message that the teacher sees"}),
+    pa.field("teacher_system", pa.string(), metadata={"meaning": "the system message that it sees before it; missing where there is none"}),
     pa.field("teacher_prompt_tokens", pa.list_(pa.int32()), metadata={"meaning": "the teacher's whole prompt as token ids"}),
 ])  # fmt: skip
 TOKENS = pa.schema([
@@ -45,7 +46,7 @@ def question_table(run: Run, configuration: Configuration) -> tuple[pa.Table, di
     skipped = run.frame("skipped", ["question", "teacher", "reason"])
     skipped = skipped[skipped["teacher"].isna() | (skipped["teacher"] == configuration.teacher)]
     reasons = skipped.drop_duplicates("question").set_index("question")["reason"]
-    contexts = run.frame("contexts", ["question", "teacher", "message", "prompt_tokens"])
+    contexts = run.frame("contexts", ["question", "teacher", "message", "system", "prompt_tokens"])
     mine = contexts[contexts["teacher"] == configuration.teacher].set_index("question")
     kept = frame["pass_rate"].notna() & ~frame["question"].isin(skipped.loc[skipped["teacher"].isna(), "question"])
     if configuration.teacher is not None:
@@ -69,6 +70,9 @@ def question_table(run: Run, configuration: Configuration) -> tuple[pa.Table, di
         "pass_rate": frame["pass_rate"],
         "weight": weight,
         "teacher_message": [None] * len(frame) if taught is None else taught["message"].to_list(),
+        "teacher_system": [None] * len(frame)
+        if taught is None
+        else [None if pd.isna(system) else system for system in taught["system"]],
         "teacher_prompt_tokens": [None] * len(frame) if taught is None else taught["prompt_tokens"].to_list(),
     }
     return pa.table(

@@ -1,17 +1,26 @@
 """A tokenizer with its chat template as a Codec, and the comparison of two tokenizers."""
 
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from gradalign.types import GradalignError
 
+DATE = datetime(2024, 7, 26)  # what Llama's own templates say where they are told no date
+_OTHER_DATE = datetime(2001, 2, 3)
+
 
 class ChatCodec:
-    """Codec over a transformers tokenizer. Thinking is switched off in templates that know `enable_thinking`."""
+    """Codec over a transformers tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, stop_ids: frozenset[int]):
+    `thinking` goes to templates that know `enable_thinking` or `thinking`. Templates that say what day it is are told DATE, whatever the
+    day, so that a run that goes on tomorrow has the prompts of today.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, stop_ids: frozenset[int], thinking: bool = False):
         if not tokenizer.chat_template:
             raise GradalignError(
                 f"model {name!r} has no chat template; use its instruction-tuned version, or pass --chat-template FILE"
@@ -19,19 +28,16 @@ class ChatCodec:
         self.tokenizer = tokenizer
         self.name = name
         self.stop_ids = stop_ids
+        self.thinking = thinking
 
-    def prompt(self, message: str) -> tuple[int, ...]:
-        chat = [{"role": "user", "content": message}]
-        try:
-            encoded = self.tokenizer.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=True, return_dict=True, enable_thinking=False
-            )
-        except Exception as error:  # a template can fail in any way
-            raise GradalignError(f"the chat template of {self.name!r} failed: {error}; pass --chat-template FILE") from error
-        tokens = tuple(encoded["input_ids"])  # pyright: ignore
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        tokens = self._encoded(user, system)
         if not tokens:
             raise GradalignError(f"the chat template of {self.name!r} makes an empty prompt; pass --chat-template FILE")
-        return tokens  # pyright: ignore[reportReturnType]
+        return tokens
+
+    def boundary(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        return beyond(self.prompt(user, system), self._encoded(user, system, opens=False))
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a text as it stands, without special tokens added."""
@@ -39,6 +45,49 @@ class ChatCodec:
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         return str(self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True))
+
+    def shown(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return str(self.tokenizer.decode([int(token) for token in tokens], clean_up_tokenization_spaces=False))
+
+    def dated(self) -> bool:
+        """Does the template say what day it is?"""
+        return self._encoded("?", None) != self._encoded("?", None, date=_OTHER_DATE)
+
+    def switches(self) -> bool:
+        """Does it make a difference to the template whether the model is to think?"""
+        other = ChatCodec(self.tokenizer, self.name, self.stop_ids, not self.thinking)
+        return self.prompt("?") != other.prompt("?")
+
+    def _encoded(self, user: str, system: str | None, opens: bool = True, date: datetime = DATE) -> tuple[int, ...]:
+        """Token ids of the chat; with `opens` also those that open the assistant's turn."""
+        try:
+            encoded = self.tokenizer.apply_chat_template(
+                messages(user, system),
+                add_generation_prompt=opens,
+                tokenize=True,
+                return_dict=True,
+                strftime_now=date.strftime,
+                **template_settings(self.thinking, date),
+            )
+        except Exception as error:  # a template can fail in any way
+            raise GradalignError(f"the chat template of {self.name!r} failed: {error}; pass --chat-template FILE") from error
+        return tuple(encoded["input_ids"])  # pyright: ignore
+
+
+def messages(user: str, system: str | None) -> list[dict[str, str]]:
+    """A chat as templates and servers take it."""
+    return ([] if system is None else [{"role": "system", "content": system}]) + [{"role": "user", "content": user}]
+
+
+def template_settings(thinking: bool, date: datetime = DATE) -> dict[str, Any]:
+    """What chat templates are told beside the messages; those that know a name use it."""
+    return {"enable_thinking": thinking, "thinking": thinking, "date_string": date.strftime("%d %b %Y")}
+
+
+def beyond(prompt: Sequence[int], start: Sequence[int]) -> tuple[int, ...]:
+    """What `prompt` has beyond its longest common beginning with `start`."""
+    shared = next((i for i, (a, b) in enumerate(zip(prompt, start, strict=False)) if a != b), min(len(prompt), len(start)))
+    return tuple(prompt[shared:])
 
 
 def vocabulary_span(tokenizer: PreTrainedTokenizerBase) -> int:

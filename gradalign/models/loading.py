@@ -26,6 +26,7 @@ class LoadOptions:
     temperature: float = 1.0
     batch_size: int = 64
     chat_template: str | None = None
+    thinking: bool = False
 
 
 def load_model(name: str, options: LoadOptions) -> LoadedModel:
@@ -39,7 +40,7 @@ def load_model(name: str, options: LoadOptions) -> LoadedModel:
     if options.chat_template:
         tokenizer.chat_template = _read_template(options.chat_template)
     span = vocabulary_span(tokenizer)
-    codec = ChatCodec(tokenizer, name, _stop_ids(model, tokenizer))
+    codec = ChatCodec(tokenizer, name, _stop_ids(model, tokenizer), options.thinking)
     language_model = CausalLanguageModel(model, name, span, options.temperature, options.batch_size)
     width = output_layer(model).weight.shape[0]
     notices = (f"{name}: {width:,} logits over {span:,} tokens, trimmed to the tokens",) if width > span else ()

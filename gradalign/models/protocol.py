@@ -35,8 +35,20 @@ class Codec(Protocol):
 
     stop_ids: frozenset[int]
 
-    def prompt(self, message: str) -> tuple[int, ...]:
-        """Token ids of a chat whose only user message is `message`, up to where the assistant begins to speak."""
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        """Token ids of a chat of one user message, after a system message where there is one, up to where the assistant begins to speak."""
+        ...
+
+    def boundary(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        """The last tokens of that prompt, which open the assistant's turn."""
+        ...
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text as it stands, without special tokens added."""
+        ...
+
+    def shown(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """Text of tokens as they stand, special ones too."""
         ...
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:

@@ -6,6 +6,7 @@ Of its distribution at a node the top k tokens are known, and every token that a
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from gradalign.endpoint.client import Endpoint, EndpointError
 from gradalign.endpoint.fitness import Probe, connected
-from gradalign.models.chat import ChatCodec
+from gradalign.models.chat import ChatCodec, beyond, messages, template_settings
 from gradalign.models.loading import LoadOptions
 from gradalign.models.protocol import LoadedModel
 from gradalign.types import GradalignError
 
 _UNBOUNDED = 1 << 31
 _PIECES = 64
+_DATES = ("%d %b %Y", "%d %B %Y", "%B %d, %Y", "%Y-%m-%d")
 _SENTENCE = "Is 12 + 30 = 42? Ja — naïve, 東京, 🙂.\n\tdef square(x): return x ** 2\n"
 
 
@@ -144,17 +146,38 @@ class ServedCodec:
         self.student = student
         self.stop_ids = student.stop_ids
 
-    def prompt(self, message: str) -> tuple[int, ...]:
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
         """Token ids of a chat up to where the assistant begins to speak; in the student's template where the server applies none."""
-        chat = {
-            "messages": [{"role": "user", "content": message}],
-            "add_generation_prompt": True,
-            "chat_template_kwargs": {"enable_thinking": False},
-        }
-        return self.endpoint.tokenize(chat) or self.student.prompt(message)
+        return self._encoded(user, system) or self.student.prompt(user, system)
+
+    def boundary(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        whole = self._encoded(user, system)
+        if not whole:
+            return self.student.boundary(user, system)
+        return beyond(whole, self._encoded(user, system, opens=False) or ())
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        return self.student.ids(text)
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         return self.student.text(tokens)
+
+    def shown(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return self.student.shown(tokens)
+
+    def dated(self) -> bool:
+        """Does the server's template say what day it is today? It cannot be told another day where it asks for it itself."""
+        said = self.shown(self.prompt("?"))
+        return any(datetime.now().strftime(form) in said for form in _DATES)
+
+    def _encoded(self, user: str, system: str | None, opens: bool = True) -> tuple[int, ...] | None:
+        return self.endpoint.tokenize(
+            {
+                "messages": messages(user, system),
+                "add_generation_prompt": opens,
+                "chat_template_kwargs": template_settings(self.student.thinking),
+            }
+        )
 
 
 def connect(name: str, student: LoadedModel, concurrency: int) -> Endpoint:

@@ -7,6 +7,7 @@ from gradalign.pipeline.engage import engaged
 from gradalign.pipeline.execute import data_fingerprint, execute
 from gradalign.pipeline.forecast import Forecast, forecast
 from gradalign.pipeline.local import LocalExecutor
+from gradalign.pipeline.preview import Preview, Sight, preview
 from gradalign.pipeline.progress import Progress, Silent
 from gradalign.pipeline.work import Done, Executor, Facts, Failed, Task
 
@@ -22,8 +23,10 @@ __all__ = [
     "Forecast",
     "LocalExecutor",
     "Member",
+    "Preview",
     "Progress",
     "RunConfig",
+    "Sight",
     "Silent",
     "Task",
     "data_fingerprint",
@@ -33,4 +36,5 @@ __all__ = [
     "load_cast",
     "needs_teacher_rollouts",
     "parse_budget",
+    "preview",
 ]

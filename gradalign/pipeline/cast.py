@@ -21,6 +21,7 @@ from gradalign.models import (
 )
 from gradalign.objectives import parse_objective
 from gradalign.pipeline.config import Execution, RunConfig
+from gradalign.pipeline.openings import opening_notices
 from gradalign.types import GradalignError, TeacherSpec
 
 
@@ -39,6 +40,7 @@ class Cast:
     student: Member
     teachers: tuple[TeacherSpec, ...]
     others: Mapping[str, Member] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def member(self, name: str | None) -> Member:
         """The model of that name; None is the student."""
@@ -63,8 +65,9 @@ class Cast:
 
     @property
     def notices(self) -> list[str]:
-        """What loading had to say."""
-        return [notice for member in (self.student, *self.others.values()) for notice in member.model.notices]
+        """What loading had to say, and what is to be said of the prompts."""
+        models = (self.student, *self.others.values())
+        return [notice for member in models for notice in member.model.notices] + list(self.remarks)
 
 
 def load_cast(config: RunConfig, execution: Execution) -> Cast:
@@ -76,7 +79,9 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
     place = placed(
         [name for name in names if name not in served_names], _devices(execution.device), read_placement(execution.place)
     )
-    shared = LoadOptions(place[STUDENT], config.dtype, config.temperature, execution.batch_size, config.chat_template)
+    shared = LoadOptions(
+        place[STUDENT], config.dtype, config.temperature, execution.batch_size, config.chat_template, config.thinking
+    )
     loaded = load_model(config.student, shared)
     others: dict[str, Member] = {}
     for name in names:
@@ -85,10 +90,11 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
         others[name] = _served(name, loaded, options, config, name in teaching) if served else _load(name, options)
         if name in teaching:
             _require_fit(loaded, others[name].model)
+    remarks = opening_notices(loaded, {name: member.model for name, member in others.items()}, teachers)
     engine = student_engine(
         execution.engine, loaded, execution.batch_size, execution.tensor_parallel
     )  # takes what memory is left
-    return Cast(Member(loaded, engine), teachers, others)
+    return Cast(Member(loaded, engine), teachers, others, remarks)
 
 
 def _devices(device: str) -> list[str]:

@@ -17,7 +17,9 @@ class RunConfig:
     """The settings that rows depend on. Stored in run.json; a run goes on only under the same ones.
 
     `tokens` are token weightings, beyond all tokens alike, that steps are kept under. `max_tokens` None means 1,024, or half the student's
-    window where that is less; it is settled when the student is loaded. `teacher_top_k` tokens of a served teacher are known at each node.
+    window where that is less; it is settled when the student is loaded. `thinking` is what chat templates are told that have a switch for
+    it. Privileged material longer than `context_tokens` loses its middle (None: nothing is cut). `teacher_top_k` tokens of a served teacher
+    are known at each node.
     """
 
     student: str
@@ -40,6 +42,8 @@ class RunConfig:
     seed: int = 0
     dtype: str = "auto"
     chat_template: str | None = None
+    thinking: bool = False
+    context_tokens: int | None = None
     teacher_top_k: int = 20
     part_size: int = 8
 
@@ -106,7 +110,7 @@ def needs_teacher_rollouts(spec: str) -> bool:
 
 _LEAST = {
     "limit": 1, "teacher_rollouts": 0, "rollouts": 1, "demonstrations": 1, "replicates": 1, "candidates": 2, "min_visits": 2,
-    "max_tokens": 1, "part_size": 1, "teacher_top_k": 1,
+    "max_tokens": 1, "part_size": 1, "teacher_top_k": 1, "context_tokens": 1,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.faults import blaming
 from gradalign.pipeline.outcomes import Teaching, outcomes_of
 from gradalign.pipeline.progress import Progress
-from gradalign.pipeline.prompts import teacher_prompts
+from gradalign.pipeline.prompts import student_prompt, teacher_prompts
 from gradalign.pipeline.restore import Stored
 from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summarise
 from gradalign.pipeline.rows import QuestionResult, Rows, Scored, question_rows
@@ -27,7 +27,6 @@ from gradalign.store import TABLES
 from gradalign.tree import PrefixTree, build_tree
 from gradalign.types import REWARDS, GradalignError, Question, Rollout, Skip, TeacherSpec
 
-_NO_ROOM = "question longer than the student's window"
 _NO_TEACHER = "no teacher could be built"
 SET_ASIDE = "set aside after three tries"
 
@@ -136,16 +135,13 @@ def score_questions(
 def _student_prompts(results: Sequence[QuestionResult], cast: Cast, config: RunConfig) -> dict[str, tuple[int, ...]]:
     """The student's prompt of each question that leaves room for a rollout; the others are skipped."""
     prompts = {}
-    model = cast.student.model
     for result in results:
         with blaming(result.question):
-            tokens = model.codec.prompt(render_question(result.question))
-        window = model.language_model.context_window
-        if len(tokens) + config.longest <= window:
-            prompts[result.question.id] = tokens
+            found = student_prompt(cast, result.question, config.longest)
+        if isinstance(found, Skip):
+            result.skips.append(found)
         else:
-            detail = f"{len(tokens)} tokens of prompt and {config.longest} of rollout in a window of {window}"
-            result.skips.append(Skip(result.question.id, None, _NO_ROOM, detail))
+            prompts[result.question.id] = found
     return prompts
 
 
@@ -156,6 +152,17 @@ def _sample_base(
     questions = [result.question for result in results]
     progress.stage("base rollouts")
     base = sample_rollouts(cast.student, questions, [prompts[q.id] for q in questions], "base", config.rollouts, sampling)
+    pools = sample_pools(questions, cast, config, progress)
+    for i, result in enumerate(results):
+        result.rollouts = base[i]
+        result.pools = {source: pool[i] for source, pool in pools.items()}
+
+
+def sample_pools(
+    questions: Sequence[Question], cast: Cast, config: RunConfig, progress: Progress
+) -> dict[str | None, list[Pool]]:
+    """The demonstrations of each question by the model they are from, with summaries where a context shows them."""
+    sampling = Sampling(config.seed, config.longest, progress)
     pools: dict[str | None, list[Pool]] = {}
     for source in sources(cast.teachers):
         progress.stage("demonstrations")
@@ -170,9 +177,7 @@ def _sample_base(
         pools[source] = [Pool(found.get(i, [])) for i in range(len(questions))]
         if any(t.source == source and "summary" in needed_material(t.context) for t in cast.teachers):
             summarise(member, questions, pools[source], sampling)
-    for i, result in enumerate(results):
-        result.rollouts = base[i]
-        result.pools = {source: pool[i] for source, pool in pools.items()}
+    return pools
 
 
 def _cast_teachers(results: Sequence[QuestionResult], cast: Cast, config: RunConfig) -> None:
@@ -180,7 +185,7 @@ def _cast_teachers(results: Sequence[QuestionResult], cast: Cast, config: RunCon
     for result in results:
         longest = max(len(rollout.completion.tokens) for rollout in result.rollouts)
         room = config.longest if config.teacher_rollouts else longest
-        result.prompts, skips = teacher_prompts(cast, result.question, result.pools, room)
+        result.prompts, skips = teacher_prompts(cast, result.question, result.pools, room, config.context_tokens)
         result.skips += skips
         result.other_tokens = sum(len(rollout.completion.tokens) for rollout in result.rollouts)
         result.other_tokens += sum(pool.tokens + pool.summary_tokens for pool in result.pools.values())

@@ -10,7 +10,7 @@ from gradalign.pipeline.prompts import TeacherPrompt
 from gradalign.pipeline.rollouts import Pool
 from gradalign.pipeline.targeted import Forced
 from gradalign.store import RunFolder
-from gradalign.types import Completion, Grade, Rollout, Skip
+from gradalign.types import Completion, Grade, Message, Rollout, Skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,14 @@ def stored_questions(folder: RunFolder, part: int, cast: Cast, student: str) -> 
         targeted = [_forced(row) for row in mine["rollouts"] if row["purpose"] == "targeted"]
         forced_tokens = sum(len(forced.completion.tokens) for forced in targeted)
         prompts = [
-            TeacherPrompt(teachers[row["teacher"]], row["message"], tuple(row["prompt_tokens"]), tuple(row["answers"]))
+            TeacherPrompt(
+                teachers[row["teacher"]],
+                Message(row["message"], row["system"]),
+                tuple(row["prompt_tokens"]),
+                tuple(row["answers"]),
+                row["private"],
+                row["cut"],
+            )
             for row in mine["contexts"]
         ]
         skips = [Skip(row["question"], row["teacher"], row["reason"], row["detail"]) for row in mine["skipped"]]

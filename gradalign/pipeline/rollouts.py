@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gradalign.contexts import render_summary_request
+from gradalign.contexts import render_summary_request, spoken
 from gradalign.pipeline.cast import Member
 from gradalign.pipeline.faults import blaming
 from gradalign.pipeline.progress import Progress
@@ -34,8 +34,8 @@ class Pool:
         self.tokens = sum(len(rollout.completion.tokens) for rollout in self.rollouts)
 
     def first(self, outcome: str) -> str | None:
-        """Text of the first rollout of that outcome that was not cut off."""
-        found = (r.text for r in self.rollouts if r.grade.outcome == outcome and r.completion.stop == "stop")
+        """Text of the first rollout of that outcome that was not cut off and says something beside hidden reasoning."""
+        found = (r.text for r in self.rollouts if r.grade.outcome == outcome and r.completion.stop == "stop" and spoken(r.text))
         return next(found, None)
 
 

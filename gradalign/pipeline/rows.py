@@ -107,9 +107,12 @@ def _context_row(question: Question, prompt: TeacherPrompt) -> dict[str, Any]:
     return {
         "question": question.id,
         "teacher": prompt.teacher.name,
-        "message": prompt.message,
+        "message": prompt.message.user,
+        "system": prompt.message.system,
         "prompt_tokens": prompt.tokens,
         "length": len(prompt.tokens),
+        "private": prompt.private,
+        "cut": prompt.cut,
         "answers": list(prompt.answers),
     }
 

@@ -54,8 +54,16 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _QUESTION,
         _TEACHER,
         Column("message", _TEXT, "", "the user message that the teacher sees"),
+        Column("system", _TEXT, "", "the system message that it sees before it; missing where the context makes none"),
         Column("prompt_tokens", _IDS, "", "the teacher's whole prompt as token ids"),
         Column("length", _INT, "tokens", "length of the teacher's prompt"),
+        Column(
+            "private",
+            _INT,
+            "tokens",
+            "length of the text that only the teacher sees; missing where a template of one's own is the whole message",
+        ),
+        Column("cut", _INT, "tokens", "what the length budget took out of the middle of privileged material"),
         Column("answers", pa.list_(_TEXT), "", "answers that stand in what only the teacher sees, as the grader reads them"),
     ),
     "rollouts": (

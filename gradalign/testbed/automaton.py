@@ -186,9 +186,19 @@ class AutomatonCodec:
     def __init__(self, model: Automaton):
         self.model = model
 
-    def prompt(self, message: str) -> tuple[int, ...]:
-        """The one-token prompt of the question that `message` names."""
-        return (self.model.vocabulary_size + int(message.split()[1]),)
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        """The one-token prompt of the question that `user` names."""
+        return (self.model.vocabulary_size + int(user.split()[1]),)
+
+    def boundary(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        return ()
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """One id a word: the model reads no texts."""
+        return (0,) * len(text.split())
+
+    def shown(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return " ".join(str(int(token)) for token in tokens)
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The tokens' numbers, or of a whole sequence its verdict, for a grader to read."""

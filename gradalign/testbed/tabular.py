@@ -123,8 +123,18 @@ class TabularCodec:
     def __init__(self, model: TabularModel):
         self.model = model
 
-    def prompt(self, message: str) -> tuple[int, ...]:
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
         return (0,)
+
+    def boundary(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        return ()
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """One id a word: the model reads no texts."""
+        return (0,) * len(text.split())
+
+    def shown(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return " ".join(str(int(token)) for token in tokens)
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         sequence = tuple(int(token) for token in tokens)
