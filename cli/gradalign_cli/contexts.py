@@ -15,6 +15,7 @@ from gradalign_cli.options import (
     Dtype,
     Engine,
     Executor,
+    Grader,
     Limit,
     MaxTokens,
     Out,
@@ -45,6 +46,7 @@ def contexts(
     rollouts: Rollouts = 64,
     budget: Budget = "32",
     demonstrations: Demonstrations = 8,
+    grader: Grader = None,
     limit: Limit = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 1.0,
@@ -94,7 +96,7 @@ def contexts(
         config = configure(
             questions, student, teacher or [f"ctx:{name}" for name in CONTEXTS], [objective], limit, max_tokens, rollouts=rollouts,
             demonstrations=demonstrations, teacher_rollouts=teacher_rollouts, temperature=temperature, seed=seed, dtype=dtype,
-            teacher_top_k=teacher_top_k, chat_template=None if chat_template is None else str(chat_template),
+            teacher_top_k=teacher_top_k, grader=grader, chat_template=None if chat_template is None else str(chat_template),
         )  # fmt: skip
         folder = out or default_folder(config)
         execution = Execution(

@@ -18,6 +18,7 @@ from gradalign_cli.options import (
     Dtype,
     Engine,
     Executor,
+    Grader,
     Limit,
     MaxTokens,
     Out,
@@ -113,6 +114,7 @@ def score(
         str,
         typer.Option(help="pps (probability proportional to size, for ranking) or top (the published scheduler, for looking)."),
     ] = "pps",
+    grader: Grader = None,
     limit: Limit = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 1.0,
@@ -148,6 +150,7 @@ def score(
         "seed": seed,
         "dtype": dtype,
         "teacher_top_k": teacher_top_k,
+        "grader": grader,
         "chat_template": None if chat_template is None else str(chat_template),
     }
     with ProgressDisplay() as progress:
