@@ -1,8 +1,8 @@
 """Graders: from the text of a rollout to a reward. The text is untrusted: it is only ever compared, never run.
 
-A kind of answer has a reader: from what a text states as its answer (`stated`) to the form in which answers are compared, in which everything
-that counts as the question's answer reads the same as it. A text that states nothing, or nothing that can be read, is ungradable: its own
-outcome, with a reason and reward 0.
+A kind of answer has a reader: from what a text states as its answer (`stated`) to the form in which answers are compared, in which all that
+counts as the question's answer reads the same. A text that states nothing, or nothing that can be read, is ungradable: its own outcome, with
+a reason and reward 0.
 """
 
 from collections.abc import Callable
@@ -54,10 +54,8 @@ def answer_fault(question: Question) -> str | None:
 
 def regraded(question: Question, grader: str) -> Question:
     """The question under another grader: a kind, or the user's function as `MODULE:FUNCTION`."""
-    if grader in KINDS:
-        changed = replace(question, kind=grader, grader=None)
-    else:
-        changed = replace(question, kind="function", grader=grader)
+    own = grader not in KINDS
+    changed = replace(question, kind="function" if own else grader, grader=grader if own else None)
     fault = answer_fault(changed)
     if fault:
         raise GradalignError(f"question {question.id!r}: {fault}; choose another --grader")
