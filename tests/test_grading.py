@@ -83,8 +83,9 @@ def test_any_text_gets_a_grade(text):
         assert time.monotonic() - began < 6
 
 
-HOSTILE = ["answer ", "answer is ", "\\boxed{", "\\boxed{1} or ", "{", "\\text{", "$", "\\frac{", "1,", "1 ", "10^{", "-", "(", "\n", "#### ",
-           "<answer>", "A or ", "not ", "answer to the a b ", "answer (", "½", "=", "\\", "sqrt(", "1'234 ", "* ", "red cup "]  # fmt: skip
+HOSTILE = ["answer ", "answer is ", "best choice ", "\\boxed{", "\\boxed{1} or ", "{", "\\text{", "$", "\\frac{", "1,", "1 ", "10^{",
+           "-", "(", "\n", "#### ", "<answer>", "A or ", "not ", "answer to the a b ", "answer (", "½", "=", "\\", "sqrt(",
+           "1'234 ", "* ", "red cup "]  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", HOSTILE)

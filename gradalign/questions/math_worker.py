@@ -33,10 +33,11 @@ def main() -> None:
         asked = json.loads(line)
         _limit_time(CPU_SECONDS)
         try:
-            said = read(asked["said"])
-            answer = None if said is None else read(asked["answer"])
-            same = answer is not None and verify(answer, said, float_rounding=DECIMALS, timeout_seconds=None)
-            told = {"read": None if said is None else str(said), "same": bool(same)}
+            answer, said = read(asked["answer"]), read(asked["said"])
+            same = False
+            if answer is not None and said is not None:
+                same = bool(verify(answer, said, float_rounding=DECIMALS, timeout_seconds=None))
+            told = {"read": None if said is None else str(said), "same": same}
         except Exception:  # whatever a parser makes of hostile text, it is not read
             told = {"read": None, "same": False}
         _limit_time(0)

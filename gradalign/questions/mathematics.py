@@ -56,9 +56,9 @@ def read_math(said: str, answer: str) -> str:
         text = _ASSIGNED.sub("", text, count=1) if _ASSIGNED.match(text) else text
     if _squeezed(text) == _squeezed(target):
         return target
-    numbers = _number(target), _number(text)
-    if numbers[0] is not None and numbers[1] is not None:
-        return target if equal_quantities(*numbers) else str(numbers[1])
+    wanted, number = _number(target), _number(text)
+    if wanted is not None and number is not None:
+        return target if equal_quantities(wanted, number) else str(number)
     if len(text) > _LONGEST:
         raise Ungradable("too long to be an answer")
     if _PROSE.search(text) or _PROSE.search(target):
