@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,6 +171,7 @@ from gradalign.questions import grade, mathematics
 from gradalign.types import Question
 print(grade(Question("m", "?", "2x", "math"), "\\\\boxed{x+x}").outcome, flush=True)
 import os
+import re
 print(mathematics._worker(os.getpid())._process.pid, flush=True)
 {then}
 """
@@ -323,3 +325,23 @@ def test_why_a_rollout_is_ungradable_is_kept(tmp_path):
     base = run.rollouts[run.rollouts.purpose == "base"]
     assert (base.ungradable_reason.notna() == (base.outcome == "ungradable")).all()
     assert "no answer is stated" in {*base.ungradable_reason.dropna()}
+
+
+def documented() -> list[tuple[Question, str, str]]:
+    """Every example of the table in docs/graders.md: question, stated answer, outcome."""
+    page = (Path(__file__).parents[1] / "docs" / "graders.md").read_text(encoding="utf-8")
+    found, kind = [], ""
+    for line in page[page.index("| kind |") :].split("\n\n")[0].split("\n")[2:]:
+        cells = [re.findall(r"`([^`]+)`", cell.replace(r"\|", "|")) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        kind = cells[0][0] if cells[0] else kind
+        if kind != "function":
+            question = Question("q", "?", cells[1][0], kind, ("red cup", "blue cup") if kind == "choice" else ())
+            found += [(question, said, outcome) for outcome, cell in zip(OUTCOMES, cells[2:], strict=True) for said in cell]
+    return found
+
+
+def test_the_examples_in_the_documents_are_graded_as_they_say():
+    examples = documented()
+    assert len(examples) > 40
+    for question, said, outcome in examples:
+        assert grade(question, f"Answer: {said}").outcome == outcome, said

@@ -1,8 +1,8 @@
 """Graders: from the text of a rollout to a reward. The text is untrusted: it is only ever compared, never run.
 
-A kind of answer has a reader: from what a text states as its answer (`stated`) to the form in which answers are compared, where all that counts
-as the question's answer reads the same. A text that states nothing, or nothing that can be read, is ungradable: its own outcome, with a
-reason and reward 0.
+A kind of answer has a reader: from what a text states as its answer (`stated`) to the form in which answers are compared; what counts as
+the question's answer reads the same as it. A text that states nothing, or nothing that can be read, is ungradable: its own outcome, with
+a reason and reward 0.
 """
 
 from collections.abc import Callable
