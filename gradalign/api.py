@@ -31,7 +31,8 @@ from gradalign.pipeline import (
     preview,
 )
 from gradalign.plugins import fingerprints as fingerprint_functions
-from gradalign.questions import load_questions
+from gradalign.plugins import imported
+from gradalign.questions import load_questions, regraded
 from gradalign.seeds import seed_of
 from gradalign.store import Place, Run, RunFolder, load_run
 from gradalign.types import GradalignError, Question
@@ -118,6 +119,8 @@ def _identity(config: RunConfig, facts: Facts, questions: Sequence[Question]) ->
     """Everything that rows depend on, as run.json keeps it."""
     teachers = [parse_teacher(spec) for spec in config.teachers]
     brought = [o.function for o in map(parse_objective, config.objectives) if o.function is not None]
+    grader = None if config.grader_function is None else imported(config.grader_function)
+    brought += [] if grader is None else [grader]
     return (
         config.as_dict()
         | {f"weights of {name}": value for name, value in facts.fingerprints.items()}
@@ -162,7 +165,9 @@ def run_preview(
 
 
 def _chosen(config: RunConfig, questions: Sequence[Question] | None) -> Sequence[Question]:
-    return tuple(questions) if questions is not None else load_questions(config.questions, config.limit)
+    """The questions of a run, under its grader where it has one."""
+    chosen = tuple(questions) if questions is not None else load_questions(config.questions, config.limit)
+    return chosen if config.grader is None else tuple(regraded(question, config.grader) for question in chosen)
 
 
 def _with_length(config: RunConfig, window: int) -> RunConfig:

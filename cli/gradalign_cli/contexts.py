@@ -17,6 +17,7 @@ from gradalign_cli.options import (
     Dtype,
     Engine,
     Executor,
+    Grader,
     Limit,
     MaxTokens,
     Out,
@@ -49,6 +50,7 @@ def contexts(
     rollouts: Rollouts = 64,
     budget: Budget = "32",
     demonstrations: Demonstrations = 8,
+    grader: Grader = None,
     limit: Limit = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 1.0,
@@ -100,7 +102,7 @@ def contexts(
         config = configure(
             questions, student, teacher or [f"ctx:{name}" for name in CONTEXTS], [objective], limit, max_tokens, rollouts=rollouts,
             demonstrations=demonstrations, teacher_rollouts=teacher_rollouts, temperature=temperature, seed=seed, dtype=dtype,
-            teacher_top_k=teacher_top_k, chat_template=None if chat_template is None else str(chat_template),
+            teacher_top_k=teacher_top_k, grader=grader, chat_template=None if chat_template is None else str(chat_template),
             thinking=thinking == "on", context_tokens=context_tokens,
         )  # fmt: skip
         folder = out or default_folder(config)

@@ -81,4 +81,11 @@ ContextTokens = Annotated[
         min=1,
     ),
 ]
+Grader = Annotated[
+    str | None,
+    typer.Option(
+        help="What grades every question: numeric, boolean, choice, exact, math, regex, or your own function as MODULE:FUNCTION "
+        "[default: as each question says]."
+    ),
+]
 ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.builtin import builtin_names, builtin_path
-from gradalign.questions.grading import is_number, read_answer
+from gradalign.questions.grading import KINDS, answer_fault
+from gradalign.questions.numbers import is_number
 from gradalign.types import GradalignError, Question
 
-KINDS = ("numeric", "boolean", "choice", "exact")
 SPLITS = ("train", "heldout")
 
 
@@ -67,8 +67,9 @@ def _question(record: Any, number: int) -> Question:
     optional = {key: None if record.get(key) is None else _text(record[key], key) for key in ("solution", "difficulty")}
     name = _text(record.get("id", f"q{number}"), "the id")
     question = Question(name, _text(record["question"], "the question"), answer, kind, choices, **optional)
-    if read_answer(question, answer) is None:
-        raise ValueError(f"the answer {answer!r} is not one that a {kind} grader can read")
+    fault = answer_fault(question)
+    if fault:
+        raise ValueError(fault)
     return question
 
 
