@@ -7,6 +7,7 @@ import typer
 from gradalign_cli.console import errors, output, safe
 from gradalign_cli.options import (
     Address,
+    Attention,
     BatchSize,
     Budget,
     ChatTemplate,
@@ -16,9 +17,11 @@ from gradalign_cli.options import (
     Engine,
     Executor,
     Limit,
+    Load,
     MaxTokens,
     Out,
     Place,
+    Quantize,
     Questions,
     Rollouts,
     Seed,
@@ -27,6 +30,7 @@ from gradalign_cli.options import (
     TeacherTopK,
     Temperature,
     TensorParallel,
+    TrustRemoteCode,
     WorkerCpus,
     WorkerGpus,
     Workers,
@@ -53,10 +57,14 @@ def contexts(
     table: Table = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    attention: Attention = None,
+    quantize: Quantize = None,
+    trust_remote_code: TrustRemoteCode = False,
     batch_size: BatchSize = 256,
     engine: Engine = "auto",
     tensor_parallel: TensorParallel = 1,
     place: Place = None,
+    load: Load = "auto",
     executor: Executor = "local",
     workers: Workers = None,
     worker_cpus: WorkerCpus = 1.0,
@@ -94,6 +102,7 @@ def contexts(
         config = configure(
             questions, student, teacher or [f"ctx:{name}" for name in CONTEXTS], [objective], limit, max_tokens, rollouts=rollouts,
             demonstrations=demonstrations, teacher_rollouts=teacher_rollouts, temperature=temperature, seed=seed, dtype=dtype,
+            attention=attention, quantize=quantize, trust_remote_code=trust_remote_code,
             teacher_top_k=teacher_top_k, chat_template=None if chat_template is None else str(chat_template),
         )  # fmt: skip
         folder = out or default_folder(config)
@@ -108,6 +117,7 @@ def contexts(
             worker_cpus,
             worker_gpus,
             address,
+            load,
         )
         run = run_score(config, folder, execution, progress, effort=Effort(parse_budget(budget)))
     for notice in run.description["provenance"]["notices"]:
