@@ -20,7 +20,13 @@ from gradalign.models import CausalLanguageModel, LoadOptions, Origin, load_mode
 from gradalign.types import CompletionRequest, GradalignError
 
 CPU = LoadOptions(device="cpu")
-SHARDED = {"model.embed_tokens": "disk", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu"}
+SHARDED = {
+    "model.embed_tokens": "disk",
+    "model.layers.0": "cpu",
+    "model.layers.1": "disk",
+    "model.norm": "cpu",
+    "model.rotary_emb": "cpu",
+}
 
 
 @pytest.fixture
@@ -54,7 +60,11 @@ def test_revisions_where_there_are_none(copy, tmp_path):
     assert resolve_model(str(odd)).location == str(odd)
     assert resolve_model(str(odd)).revision is None
     odd.rename(copy)
-    for name, says in [(f"{copy}@v1", "has no revisions"), ("builtin:small@v1", "has no revisions"), ("owner/name@", "no revision")]:
+    for name, says in [
+        (f"{copy}@v1", "has no revisions"),
+        ("builtin:small@v1", "has no revisions"),
+        ("owner/name@", "no revision"),
+    ]:
         with pytest.raises(GradalignError, match=says):
             resolve_model(name)
 
@@ -128,7 +138,9 @@ def test_pickled_weights_are_never_opened(copy, tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "no such"}', '{"model_type": 3}', '{"model_type": "qwen3", "vocab_size": "x"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"model_type": "no such"}', '{"model_type": 3}', '{"model_type": "qwen3", "vocab_size": "x"}']
+)
 def test_damaged_configurations_are_one_line(copy, text):
     (copy / "config.json").write_text(text)
     refused(copy, "could not be loaded")
@@ -164,12 +176,15 @@ def test_a_model_in_parts_is_the_whole_model(copy, small, monkeypatch, head):
     assert parts.language_model.device.type == "cpu"
     requests = [CompletionRequest((3, 4, 5), (1, 2, 3), 8), CompletionRequest((3, 4, 5, 6, 7), (4, 5), 8)]
     found, expected = (
-        {(c.request, c.replicate): c for c in HFEngine(m.language_model, frozenset({2})).complete(requests)} for m in (parts, plain)
+        {(c.request, c.replicate): c for c in HFEngine(m.language_model, frozenset({2})).complete(requests)}
+        for m in (parts, plain)
     )
     for key, completion in expected.items():
         assert found[key].tokens.tolist() == completion.tokens.tolist()
         np.testing.assert_allclose(found[key].logprobs, completion.logprobs, atol=1e-4)
-    states = [m.language_model.logprobs(m.language_model.hidden_states((3, 4), [np.array([9, 8, 7])])[0]) for m in (parts, plain)]
+    states = [
+        m.language_model.logprobs(m.language_model.hidden_states((3, 4), [np.array([9, 8, 7])])[0]) for m in (parts, plain)
+    ]
     torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
 
 
@@ -231,7 +246,11 @@ def test_a_package_that_is_missing_is_named(bits, package, copy, monkeypatch):
     monkeypatch.setitem(sys.modules, f"{package}.quantization", None)
     if bits == "4bit":
         monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_accelerate_available", lambda *_: False)
-    refused(copy, r"package that is missing.*pip install 'gradalign\[(quantized|sharded)\]'", LoadOptions(device="cpu", quantize=bits))
+    refused(
+        copy,
+        r"package that is missing.*pip install 'gradalign\[(quantized|sharded)\]'",
+        LoadOptions(device="cpu", quantize=bits),
+    )
 
 
 @torch.inference_mode()

@@ -93,7 +93,10 @@ class InTurn(CausalLanguageModel):
 
 def _move_layers(model: PreTrainedModel, head: torch.nn.Module, device: torch.device) -> None:
     """Move every parameter but those of the output layer, which embeddings may share."""
+    for parameter in _layers(model, head):
+        parameter.data = parameter.data.to(device)
+
+
+def _layers(model: PreTrainedModel, head: torch.nn.Module) -> list[torch.nn.Parameter]:
     staying = {id(parameter) for parameter in head.parameters()}
-    for parameter in model.parameters():
-        if id(parameter) not in staying:
-            parameter.data = parameter.data.to(device)
+    return [parameter for parameter in model.parameters() if id(parameter) not in staying]
