@@ -74,6 +74,7 @@ def test_a_student_with_more_tokens_than_its_teacher_is_held_to_the_teachers(new
     assert said in cast.notices
 
 
+@torch.inference_mode()
 def test_what_is_left_out_is_never_sampled_and_has_no_share(newer, small):
     span = small.language_model.vocabulary_size
     prompt = small.codec.prompt("Start at 3: +5 -2 (modulo 10). What is the total?")
