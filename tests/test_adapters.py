@@ -145,6 +145,20 @@ def test_modules_that_an_adapter_names_are_not_imported(adapter):
     assert "antigravity" not in sys.modules
 
 
+def test_an_adapter_of_a_hub_id_is_fetched_with_its_revision(adapter, monkeypatch):
+    asked = []
+
+    def fetched(location, name, revision, **_):
+        asked.append((location, name, revision))
+        return str(adapter / name) if (adapter / name).is_file() else None
+
+    monkeypatch.setattr("gradalign.models.adapters.cached_file", fetched)
+    found = load_model("owner/name@v3", CPU)
+    files = ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json")
+    assert asked[:3] == [("owner/name", file, "v3") for file in files]
+    assert found.fingerprint.split(":")[1] == load_model(str(adapter), CPU).fingerprint.split(":")[1]
+
+
 def test_adapters_on_prompts_and_folders_with_both(adapter, tmp_path):
     prefix = get_peft_model(
         AutoModelForCausalLM.from_pretrained(SMALL), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)

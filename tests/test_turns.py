@@ -13,12 +13,13 @@ import gradalign
 from gradalign.engines import HFEngine
 from gradalign.models import LoadOptions, Turn, crowded, load_model, loading, room, turns
 from gradalign.pipeline import Execution, RunConfig, load_cast
+from gradalign.pipeline.survey import _present_first
 from gradalign.types import CompletionRequest, GradalignError
 
 CPU = LoadOptions(device="cpu")
 TEACHERS = ("model:builtin:medium", "ctx:correct_demo@model:builtin:large", "model:builtin:large", "ctx:answer")
 SETTINGS = {
-    "teachers": TEACHERS, "limit": 4, "rollouts": 8, "budget": 8, "demonstrations": 4, "max_tokens": 24, "device": "cpu",
+    "teachers": TEACHERS, "limit": 3, "rollouts": 6, "budget": 6, "demonstrations": 4, "max_tokens": 24, "device": "cpu",
     "objectives": ("reverse_kl", "minillm:1"),
 }  # fmt: skip
 
@@ -80,6 +81,15 @@ def test_layers_come_when_they_are_asked_for(counted):
     two.hidden_states(prompt, tokens)
     assert turn.loads == 4
     torch.testing.assert_close(one.hidden_states(prompt, tokens)[0], plain.hidden_states(prompt, tokens)[0])
+
+
+def test_a_survey_begins_with_the_model_that_is_there():
+    turn = Turn()
+    one, two = (load_model(name, CPU, turn).language_model for name in ("builtin:medium", "builtin:small"))
+    student = load_model("builtin:small", CPU).language_model
+    assert _present_first([student, one, two, student, one]) == [0, 3, 2, 1, 4]
+    one.hidden_states((3, 4), [np.array([5])])
+    assert _present_first([student, one, two, student, one]) == [0, 3, 1, 4, 2]
 
 
 def test_layers_may_wait_in_main_memory_while_there_is_room(monkeypatch, counted):

@@ -27,16 +27,12 @@ _MERGE = "merge it (merge_and_unload) and save the whole model"
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's folder on this machine, and the base model that it names."""
+    """An adapter's folder on this machine, the base model that it names, and where its tokenizer is: with it, else with its base."""
 
     name: str
     folder: Path
     base: ModelSource
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Was a tokenizer saved with it?"""
-        return (self.folder / "tokenizer_config.json").is_file()
+    tokenizer: ModelSource
 
     def digest(self) -> str:
         """A hash of its settings and its weights."""
@@ -67,7 +63,8 @@ def find_adapter(source: ModelSource) -> Adapter | None:
         raise GradalignError(
             f"adapter {name!r} has no {_WEIGHTS}; other files can run code when they are opened; save it again with peft"
         )
-    return Adapter(name, file.parent, _base(name, base, revision))
+    whole = _base(name, base, revision)
+    return Adapter(name, file.parent, whole, whole if _file(source, "tokenizer_config.json") is None else source)
 
 
 def read_adapted(adapter: Adapter, options: LoadOptions) -> PreTrainedModel:

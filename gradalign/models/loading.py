@@ -30,7 +30,7 @@ def load_model(name: str, options: LoadOptions, turn: Turn | None = None) -> Loa
     if turn is not None:
         turn.clear()
     model = read()
-    tokenizer = read_tokenizer(source if adapter is None or adapter.has_tokenizer else adapter.base, options)
+    tokenizer = read_tokenizer(source if adapter is None else adapter.tokenizer, options)
     if options.chat_template:
         tokenizer.chat_template = _read_template(options.chat_template)
     span = vocabulary_span(tokenizer)

@@ -70,6 +70,11 @@ class InTurn(CausalLanguageModel):
         assert self._body is not None
         return self._body
 
+    @property
+    def present(self) -> bool:
+        """Has it its turn?"""
+        return self.turn.holder is self
+
     def enter(self) -> None:
         """Bring the layers to the device."""
         if self._body is None:
