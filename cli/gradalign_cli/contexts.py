@@ -8,6 +8,7 @@ from gradalign_cli.by_default import CommandWithOthers
 from gradalign_cli.console import errors, output, safe
 from gradalign_cli.options import (
     Address,
+    Attention,
     BatchSize,
     Budget,
     ChatTemplate,
@@ -19,9 +20,11 @@ from gradalign_cli.options import (
     Executor,
     Grader,
     Limit,
+    Load,
     MaxTokens,
     Out,
     Place,
+    Quantize,
     Questions,
     Rollouts,
     Seed,
@@ -31,6 +34,7 @@ from gradalign_cli.options import (
     Temperature,
     TensorParallel,
     Thinking,
+    TrustRemoteCode,
     WorkerCpus,
     WorkerGpus,
     Workers,
@@ -59,10 +63,14 @@ def contexts(
     table: Table = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    attention: Attention = None,
+    quantize: Quantize = None,
+    trust_remote_code: TrustRemoteCode = False,
     batch_size: BatchSize = 256,
     engine: Engine = "auto",
     tensor_parallel: TensorParallel = 1,
     place: Place = None,
+    load: Load = "auto",
     executor: Executor = "local",
     workers: Workers = None,
     worker_cpus: WorkerCpus = 1.0,
@@ -102,8 +110,9 @@ def contexts(
         config = configure(
             questions, student, teacher or [f"ctx:{name}" for name in CONTEXTS], [objective], limit, max_tokens, rollouts=rollouts,
             demonstrations=demonstrations, teacher_rollouts=teacher_rollouts, temperature=temperature, seed=seed, dtype=dtype,
-            teacher_top_k=teacher_top_k, grader=grader, chat_template=None if chat_template is None else str(chat_template),
-            thinking=thinking == "on", context_tokens=context_tokens,
+            attention=attention, quantize=quantize, trust_remote_code=trust_remote_code, thinking=thinking == "on",
+            context_tokens=context_tokens, teacher_top_k=teacher_top_k, grader=grader,
+            chat_template=None if chat_template is None else str(chat_template),
         )  # fmt: skip
         folder = out or default_folder(config)
         execution = Execution(
@@ -117,6 +126,7 @@ def contexts(
             worker_cpus,
             worker_gpus,
             address,
+            load,
         )
         run = run_score(config, folder, execution, progress, effort=Effort(parse_budget(budget)))
     for notice in run.description["provenance"]["notices"]:

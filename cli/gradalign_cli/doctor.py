@@ -13,7 +13,10 @@ from gradalign_cli.console import output, safe
 _NEEDED = ("torch", "transformers", "numpy", "scipy", "pandas", "pyarrow", "jinja2", "rich", "typer")
 _OPTIONAL = {
     "gguf": ("students in .gguf files", "gguf"),
-    "accelerate": ("students in .gguf files", "gguf"),
+    "accelerate": ("students in .gguf files, quantised and sharded models", "gguf"),
+    "peft": ("adapters as models", "peft"),
+    "torchao": ("--quantize 8bit", "quantized"),
+    "bitsandbytes": ("--quantize 4bit", "quantized"),
     "openai": ("served models", "server"),
     "ray": ("--executor ray", "ray"),
     "s3fs": ("runs in s3://", "s3"),

@@ -18,7 +18,10 @@ Questions = Annotated[
     typer.Argument(help="builtin:arithmetic|boolean|choice[:train|:heldout], or a .jsonl file.", metavar="QUESTIONS"),
 ]
 Student = Annotated[
-    str | None, typer.Option(help="Hub id, folder, FILE.gguf, builtin:NAME or a well-known name such as Qwen3-0.6B.")
+    str | None,
+    typer.Option(
+        help="Hub id (with @REVISION if wanted), folder of a model or of a PEFT adapter, FILE.gguf, builtin:NAME, or a name as Qwen3-0.6B."
+    ),
 ]
 Rollouts = Annotated[int, typer.Option(help="Base rollouts a question.")]
 Budget = Annotated[
@@ -42,6 +45,26 @@ Out = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Dtype = Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16, float16.")]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        help="Attention that models compute with: eager, sdpa, flash_attention_2, ... [default: the model's own choice]."
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(help="Load models that are not quantised already as 8bit (torchao) or 4bit (bitsandbytes) weights."),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that lies with a model's files, on this machine; read it first."),
+]
+Load = Annotated[
+    str,
+    typer.Option(
+        help="External teachers that share a device: together, in-turn (one after another), auto (in turn if memory is short)."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Completions under way at once; halved when memory runs out.")]
 Engine = Annotated[
     str,
@@ -53,7 +76,7 @@ TensorParallel = Annotated[int, typer.Option(help="GPUs that vLLM spreads one co
 Place = Annotated[
     list[str] | None,
     typer.Option(
-        help="NAME=DEVICE, as student=cuda:0 or Qwen3-8B=cuda:1 [default: the student on the first GPU, other models in turn on the rest]."
+        help="NAME=DEVICE, as student=cuda:0, or NAME=shard (all GPUs, memory, disk) [default: student first, others on the other GPUs]."
     ),
 ]
 Executor = Annotated[str, typer.Option(help="Where questions are scored: local (this process) or ray (workers of a cluster).")]

@@ -10,6 +10,7 @@ from gradalign.types import GradalignError
 from gradalign_cli.console import errors, output, safe
 from gradalign_cli.options import (
     Address,
+    Attention,
     BatchSize,
     Budget,
     ChatTemplate,
@@ -21,9 +22,11 @@ from gradalign_cli.options import (
     Executor,
     Grader,
     Limit,
+    Load,
     MaxTokens,
     Out,
     Place,
+    Quantize,
     Questions,
     Rollouts,
     Seed,
@@ -32,6 +35,7 @@ from gradalign_cli.options import (
     Temperature,
     TensorParallel,
     Thinking,
+    TrustRemoteCode,
     WorkerCpus,
     WorkerGpus,
     Workers,
@@ -66,8 +70,8 @@ The same command with a larger `--budget` goes on with a finished run: what was 
 
 **Teachers** `ctx:none|correct_demo|correct_wrong_demo|wrong_demo|summary|reference|answer` or `ctx:TEMPLATE.j2` (the student itself
 under a context), `model:NAME` (another model), `model:NAME+ctx:…` (both), `ctx:…@model:NAME` (demonstrations from another model);
-`server:URL#MODEL` in the place of `model:NAME` is a model that is served elsewhere. `ctx:NAME:system`, `:before` or `:after` (the question,
-the default) says where the context's text goes.
+`server:URL#MODEL` in the place of `model:NAME` is a model that is served elsewhere; NAME may end in @REVISION. `ctx:NAME:system`, `:before`
+or `:after` (the question, the default) says where the context's text goes.
 
 **Objectives** `reverse_kl` (alias `gkd`), `forward_kl`, `jsd:BETA`, `sampled_kl`, `minillm:GAMMA` (`minillm:1:normalised`),
 `pbsd_target:BETA`, `pbsd:BETA`, `SECOND@FIRST*STEP` (a second stage after a step of the first); without a teacher `dr_grpo`, `success`; a
@@ -126,10 +130,14 @@ def score(
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write RUN/report.html when the run is done.")] = True,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    attention: Attention = None,
+    quantize: Quantize = None,
+    trust_remote_code: TrustRemoteCode = False,
     batch_size: BatchSize = 256,
     engine: Engine = "auto",
     tensor_parallel: TensorParallel = 1,
     place: Place = None,
+    load: Load = "auto",
     executor: Executor = "local",
     workers: Workers = None,
     worker_cpus: WorkerCpus = 1.0,
@@ -154,6 +162,9 @@ def score(
         "temperature": temperature,
         "seed": seed,
         "dtype": dtype,
+        "attention": attention,
+        "quantize": quantize,
+        "trust_remote_code": trust_remote_code,
         "teacher_top_k": teacher_top_k,
         "grader": grader,
         "chat_template": None if chat_template is None else str(chat_template),
@@ -186,6 +197,7 @@ def score(
             worker_cpus,
             worker_gpus,
             address,
+            load,
         )
         forecast = run_forecast(config, execution, progress, effort=effort) if dry_run else None
         run = None if dry_run else run_score(config, folder, execution, progress, effort=effort)

@@ -8,7 +8,7 @@ from gradalign.engines.hf import HFEngine
 from gradalign.engines.protocol import Engine
 from gradalign.engines.vllm import VLLMEngine
 from gradalign.engines.vllm_setup import require_vllm
-from gradalign.models import CausalLanguageModel, LoadedModel, resolve_model
+from gradalign.models import CausalLanguageModel, LoadedModel, Origin, resolve_model
 from gradalign.types import GradalignError
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def student_engine(spec: str, loaded: LoadedModel, batch_size: int, tensor_paral
     """The engine that `spec` names over a loaded student; `auto` is vLLM on a CUDA machine where it is installed, else transformers."""
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
-    kind = suited_engine(model.device.type, resolve_model(model.name).kind) if spec == "auto" else spec
+    kind = _suited(model, tensor_parallel) if spec == "auto" else spec
     if kind == "hf":
         return HFEngine(model, loaded.codec.stop_ids, batch_size)
     if kind == "vllm":
@@ -29,6 +29,14 @@ def student_engine(spec: str, loaded: LoadedModel, batch_size: int, tensor_paral
 
         return connect_student(kind, loaded, batch_size)
     raise GradalignError(f"unknown engine {spec!r}; choose from {', '.join(ENGINES)}")
+
+
+def _suited(model: CausalLanguageModel, tensor_parallel: int) -> str:
+    """What `auto` means for a loaded student: transformers where its files alone do not make it, or where one GPU does not hold it."""
+    origin = model.origin or Origin(resolve_model(model.name))
+    if origin.changed is not None or (origin.sharded and tensor_parallel == 1):
+        return "hf"
+    return suited_engine(model.device.type, origin.source.kind)
 
 
 def suited_engine(device: str, files: str = "folder") -> str:

@@ -86,13 +86,14 @@ class HFEngine:
         output = self.model.model.base_model(
             input_ids=ids.to(device), attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp_min(0), use_cache=True
         )
-        owner = torch.from_numpy(np.repeat(np.arange(len(first)), np.diff([*first, len(rows)]))).to(device)
+        # an index on the CPU serves caches on any device, of which a model that is spread over several has as many
+        owner = torch.from_numpy(np.repeat(np.arange(len(first)), np.diff([*first, len(rows)])))
         cache = output.past_key_values
         cache.batch_select_indices(owner)
         return _Batch(rows, cache, mask[owner], output.last_hidden_state[owner, -1])
 
     def _step(self, batch: _Batch, seeds: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        draws_B = torch.from_numpy(uniforms(seeds, np.full(len(seeds), step, dtype=np.uint64))).to(self.model.device)
+        draws_B = torch.from_numpy(uniforms(seeds, np.full(len(seeds), step, dtype=np.uint64))).to(batch.hidden_BH.device)
         rows = max(1, _CELLS // self.model.vocabulary_size)
         drawn = [self._draw(*chunk) for chunk in zip(batch.hidden_BH.split(rows), draws_B.split(rows), strict=True)]
         tokens_B, logprobs_B = (torch.cat(column) for column in zip(*drawn, strict=True))
@@ -104,7 +105,7 @@ class HFEngine:
         return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
 
     def _select(self, batch: _Batch, keep: np.ndarray) -> None:
-        index = torch.from_numpy(keep).to(self.model.device)
+        index = torch.from_numpy(keep)
         batch.cache.batch_select_indices(index)  # pyright: ignore[reportAttributeAccessIssue]
         batch.mask_BL = batch.mask_BL[index]
 

@@ -86,8 +86,7 @@ def connect_student(name: str, loaded: LoadedModel, concurrency: int) -> ServerE
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
     endpoint = connect(name, loaded, concurrency)
-    width = model.head.weight.shape[0]
-    engine = ServerEngine(endpoint, loaded.codec.stop_ids, model.vocabulary_size, width, model.temperature)
+    engine = ServerEngine(endpoint, loaded.codec.stop_ids, model.vocabulary_size, model.width, model.temperature)
     _require_same_model(engine, loaded, model)
     return engine
 

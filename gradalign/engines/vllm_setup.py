@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gradalign.models import CausalLanguageModel, resolve_model
+from gradalign.models import CausalLanguageModel, Origin, resolve_model
 from gradalign.types import GradalignError
 
 log = logging.getLogger(__name__)
@@ -86,14 +86,20 @@ def engine_arguments(
 
     Without a tokenizer, ids come in and go out. The window is the model's own, or what memory holds where that is less.
     """
-    source = resolve_model(model.name)
+    origin = model.origin or Origin(resolve_model(model.name))
+    source = origin.source
     if source.kind == "gguf":
         raise GradalignError(f"the vllm engine does not read .gguf files such as {model.name!r}; use --engine hf")
+    if origin.changed is not None:
+        raise GradalignError(
+            f"vLLM would load the files of {model.name!r} without {origin.changed}; save the model with it in its weights, {_INSTEAD}"
+        )
     told = {
         "model": source.location,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
-        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "trust_remote_code": origin.trust_remote_code,
         "max_model_len": -1,
         "tensor_parallel_size": tensor_parallel,
         "enable_prefix_caching": True,
@@ -101,7 +107,9 @@ def engine_arguments(
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
-    if model.head.weight.shape[0] > model.vocabulary_size:
+    if source.revision is not None:
+        told["revision"] = source.revision
+    if model.width > model.vocabulary_size:
         told["logits_processors"] = ["gradalign.engines.vllm_padding:PaddingMask"]
         told["additional_config"] = {SPAN: model.vocabulary_size}
     if memory is None:

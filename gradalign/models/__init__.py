@@ -4,17 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradalign.models.causal import CausalLanguageModel
+    from gradalign.models.causal import CausalLanguageModel, Origin
     from gradalign.models.chat import ChatCodec, require_same_vocabulary
-    from gradalign.models.loading import LoadOptions, load_model
+    from gradalign.models.loading import load_model
     from gradalign.models.memory import Batches
     from gradalign.models.names import KNOWN_NAMES, ModelSource, resolve_model
     from gradalign.models.pieces import token_pieces
-    from gradalign.models.placement import STUDENT, placed, read_placement
+    from gradalign.models.placement import SHARD, STUDENT, placed, read_placement
     from gradalign.models.protocol import Codec, LanguageModel, LoadedModel
+    from gradalign.models.room import crowded
+    from gradalign.models.span import settle_span
+    from gradalign.models.turns import Turn
+    from gradalign.models.weights import LoadOptions
 
 __all__ = [
     "KNOWN_NAMES",
+    "SHARD",
     "STUDENT",
     "Batches",
     "CausalLanguageModel",
@@ -24,11 +29,15 @@ __all__ = [
     "LoadOptions",
     "LoadedModel",
     "ModelSource",
+    "Origin",
+    "Turn",
+    "crowded",
     "load_model",
     "placed",
     "read_placement",
     "require_same_vocabulary",
     "resolve_model",
+    "settle_span",
     "token_pieces",
 ]
 
@@ -36,19 +45,24 @@ _HOMES = {
     "CausalLanguageModel": "causal",
     "ChatCodec": "chat",
     "require_same_vocabulary": "chat",
-    "LoadOptions": "loading",
+    "Origin": "causal",
     "load_model": "loading",
     "Batches": "memory",
     "KNOWN_NAMES": "names",
     "ModelSource": "names",
     "resolve_model": "names",
     "token_pieces": "pieces",
+    "SHARD": "placement",
     "STUDENT": "placement",
     "placed": "placement",
     "read_placement": "placement",
     "Codec": "protocol",
     "LanguageModel": "protocol",
     "LoadedModel": "protocol",
+    "crowded": "room",
+    "settle_span": "span",
+    "Turn": "turns",
+    "LoadOptions": "weights",
 }
 
 

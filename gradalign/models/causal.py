@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,33 +11,64 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gradalign.models.memory import Batches
+from gradalign.models.names import ModelSource
 from gradalign.types import GradalignError
 
 
-def output_layer(model: PreTrainedModel) -> torch.nn.Linear:
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from, for engines that load it once more: its files, and what was done to them that the files do not hold."""
+
+    source: ModelSource
+    trust_remote_code: bool = False
+    changed: str | None = None
+    sharded: bool = False
+
+
+def output_layer(model: PreTrainedModel) -> torch.nn.Module:
     """The layer that makes logits from hidden states."""
     head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear):
-        raise GradalignError(f"a {type(model).__name__} has no linear output layer; gradalign needs a causal language model")
+    if head is None:
+        raise GradalignError(f"a {type(model).__name__} has no output layer; gradalign needs a causal language model")
     return head
 
 
 class CausalLanguageModel:
-    """Forward passes over prefixes. `vocabulary_size` is the tokenizer's span: padded logits are trimmed on every side."""
+    """Forward passes over prefixes. `vocabulary_size` is the tokenizer's span, or less where a run's models share less: logits past it are
+    trimmed on every side. `width` is how many logits the model makes.
 
-    def __init__(self, model: PreTrainedModel, name: str, vocabulary_size: int, temperature: float = 1.0, batch_size: int = 64):
-        self.model = model
+    The model may be quantised, adapted, or spread over devices: ids go in at `device`, hidden states and log-probabilities come out
+    together, wherever the last layer is.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        name: str,
+        vocabulary_size: int,
+        temperature: float = 1.0,
+        batch_size: int = 64,
+        origin: Origin | None = None,
+    ):
+        self._body: PreTrainedModel | None = model
         self.name = name
         self.temperature = temperature
         self.batches = Batches(batch_size, f"forward passes of {name}")
+        self.origin = origin
+        self.device = _input_device(model)
+        self.dtype = model.dtype
+        self.config = model.config.get_text_config()
         self.head = output_layer(model)
-        self.vocabulary_size = min(vocabulary_size, self.head.weight.shape[0])
-        self.context_window = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
-        self._check_head()
+        self.context_window = int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
+        self.vocabulary_size = vocabulary_size
+        self.width = self._check_head(model)
+        self.vocabulary_size = min(vocabulary_size, self.width)
 
     @property
-    def device(self) -> torch.device:
-        return self.model.device
+    def model(self) -> PreTrainedModel:
+        """The whole model."""
+        assert self._body is not None
+        return self._body
 
     @torch.inference_mode()
     def hidden_states(self, prompt: Sequence[int], continuations: Sequence[np.ndarray]) -> list[Float[Tensor, "T H"]]:
@@ -59,10 +91,13 @@ class CausalLanguageModel:
 
     def logits(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Float32 logits of the trimmed vocabulary, with what the architecture does after its output layer."""
-        config = self.model.config.get_text_config()
-        bias = getattr(self.head, "bias", None)
-        size = self.vocabulary_size
-        logits = torch.nn.functional.linear(hidden_NH, self.head.weight[:size], None if bias is None else bias[:size]).float()
+        config, size = self.config, self.vocabulary_size
+        if _can_be_cut(self.head):
+            weight, bias = self.head.weight[:size], self.head.bias  # pyright: ignore[reportIndexIssue, reportArgumentType]
+            logits = torch.nn.functional.linear(hidden_NH, weight, None if bias is None else bias[:size])  # pyright: ignore
+        else:
+            logits = self.head(hidden_NH)[..., :size]
+        logits = logits.to(hidden_NH.device).float()
         if getattr(config, "logits_scaling", None):
             logits = logits / config.logits_scaling
         if getattr(config, "logit_scale", None):
@@ -92,12 +127,28 @@ class CausalLanguageModel:
         return [states[row, :length] for row, length in enumerate(lengths)]
 
     @torch.inference_mode()
-    def _check_head(self) -> None:
-        """Our head on hidden states must give the model's own logits: an architecture that does more there is refused."""
+    def _check_head(self, model: PreTrainedModel) -> int:
+        """Our head on hidden states must give the model's own logits, or its architecture does more there and is refused. Its width."""
         ids = torch.tensor([[0, 1, 2]], device=self.device)
-        theirs = self.model(input_ids=ids).logits[0, :, : self.vocabulary_size].float()
-        ours = self.logits(self.model.base_model(input_ids=ids).last_hidden_state[0])
+        whole = model(input_ids=ids).logits[0]
+        states = model.base_model(input_ids=ids).last_hidden_state[0]
+        ours = self.logits(states)
+        theirs = whole[:, : self.vocabulary_size].to(ours)
         if torch.isfinite(theirs).all() and not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
             raise GradalignError(
                 f"model {self.name!r} transforms its logits in a way that gradalign does not know; please report it"
             )
+        return whole.shape[-1]
+
+
+def _can_be_cut(head: torch.nn.Module) -> bool:
+    """Is the layer a plain one, whose first rows make the first logits? Quantised, adapted and hooked layers are called whole."""
+    return type(head) is torch.nn.Linear and type(head.weight) is torch.nn.Parameter and not hasattr(head, "_hf_hook")
+
+
+def _input_device(model: PreTrainedModel) -> torch.device:
+    """Where ids go in: the embeddings' device, or where accelerate brings them for the pass if they are kept elsewhere."""
+    embeddings = model.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)
+    execution = getattr(hook, "execution_device", None)
+    return next(embeddings.parameters()).device if execution is None else torch.device(execution)

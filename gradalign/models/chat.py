@@ -95,14 +95,16 @@ def vocabulary_span(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def require_same_vocabulary(student: ChatCodec, teacher: ChatCodec) -> None:
-    """Refuse a teacher whose tokenizer maps any token to another id than the student's does."""
+def require_same_vocabulary(student: ChatCodec, teacher: ChatCodec) -> int:
+    """How many token ids mean the same to both: all, or those before the tokens that one of the two adds at its end; else refused."""
     ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     differing = sorted({*ours.items()} ^ {*theirs.items()}, key=lambda item: (item[1], item[0]))
-    if differing:
-        token, index = differing[0]
-        tokens = {token for token, _ in differing}
-        raise GradalignError(
-            f"teacher {teacher.name!r} has another tokenizer than student {student.name!r}: {len(tokens):,} tokens differ, "
-            f"first {token!r} (id {index}); choose a teacher of the student's family"
-        )
+    span = min(vocabulary_span(student.tokenizer), vocabulary_span(teacher.tokenizer))
+    if not differing or differing[0][1] >= span:
+        return span
+    token, index = differing[0]
+    tokens = {token for token, _ in differing}
+    raise GradalignError(
+        f"teacher {teacher.name!r} has another tokenizer than student {student.name!r}: {len(tokens):,} tokens differ, first {token!r} "
+        f"(id {index}); choose a teacher of the student's family, or compare by characters with --cross-tokenizer"
+    )

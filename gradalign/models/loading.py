@@ -1,100 +1,77 @@
-"""Load weights, tokenizer and chat template, without running code from the files."""
+"""From a name to a model ready for use: weights, an adapter, tokenizer and chat template, none of which runs code from the files."""
 
-import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gradalign.models.causal import CausalLanguageModel, output_layer
+from gradalign.models.adapters import find_adapter, read_adapted
+from gradalign.models.causal import CausalLanguageModel, Origin
 from gradalign.models.chat import ChatCodec, vocabulary_span
+from gradalign.models.fingerprints import fingerprint
 from gradalign.models.names import ModelSource, resolve_model
+from gradalign.models.placement import SHARD
 from gradalign.models.protocol import LoadedModel
+from gradalign.models.turns import InTurn, Turn
+from gradalign.models.weights import LoadOptions, first_line, quantization_method, read_config, read_tokenizer, read_weights
 from gradalign.types import GradalignError
 
-DTYPES = ("float32", "bfloat16", "float16")
 
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How models are placed and run. `dtype` auto is bfloat16 on CUDA and float32 elsewhere."""
-
-    device: str = "auto"
-    dtype: str = "auto"
-    temperature: float = 1.0
-    batch_size: int = 64
-    chat_template: str | None = None
-    thinking: bool = False
-
-
-def load_model(name: str, options: LoadOptions) -> LoadedModel:
-    """The model that `name` means, ready for forward passes."""
+def load_model(name: str, options: LoadOptions, turn: Turn | None = None) -> LoadedModel:
+    """The model that `name` means, ready for forward passes; with a `turn` its layers leave memory while another model has it."""
     source = resolve_model(name)
     if source.kind == "server":
         raise GradalignError(
             f"{name} cannot be the student, whose whole distribution is needed; give its folder or hub id, and this as --engine"
         )
-    model, tokenizer = _load_files(source, options)
+    adapter = find_adapter(source)
+    read = partial(read_weights, source, options) if adapter is None else partial(read_adapted, adapter, options)
+    if turn is not None:
+        turn.clear()
+    model = read()
+    tokenizer = read_tokenizer(source if adapter is None else adapter.tokenizer, options)
     if options.chat_template:
         tokenizer.chat_template = _read_template(options.chat_template)
     span = vocabulary_span(tokenizer)
     codec = ChatCodec(tokenizer, name, _stop_ids(model, tokenizer), options.thinking)
-    language_model = CausalLanguageModel(model, name, span, options.temperature, options.batch_size)
-    width = output_layer(model).weight.shape[0]
-    notices = (f"{name}: {width:,} logits over {span:,} tokens, trimmed to the tokens",) if width > span else ()
-    return LoadedModel(language_model, codec, _fingerprint(model, tokenizer, source), model.num_parameters(), notices)
+    digest = fingerprint(model, tokenizer, None if adapter is None else adapter.digest())
+    parameters = model.num_parameters()
+    changed = "its adapter" if adapter is not None else _quantised_here(source, options)
+    origin = Origin(source, options.trust_remote_code, changed, options.device == SHARD)
+    language_model = _language_model(model, name, span, options, origin, turn, read)
+    notices = [f"{name}: {language_model.width:,} logits over {span:,} tokens, trimmed to the tokens"] * (
+        language_model.width > span
+    )
+    return LoadedModel(language_model, codec, f"{source.kind}:{digest}", parameters, tuple(notices))
 
 
-def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    device = _device(options.device)
-    dtype = options.dtype if options.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    if dtype not in DTYPES:
-        raise GradalignError(f"unknown dtype {dtype!r}; choose from auto, {', '.join(DTYPES)}")
-    files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    disable_progress_bar()  # a few seconds on disk; downloads keep their own bars
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False, **files)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=getattr(torch, dtype), trust_remote_code=False, **files
-        )
-    except ImportError as error:
-        extra = " (pip install 'gradalign[gguf]')" if source.kind == "gguf" else ""
-        raise GradalignError(f"model {source.name!r} needs a package that is missing{extra}: {_first_line(error)}") from error
-    except Exception as error:  # loaders raise whatever the files provoke
-        raise GradalignError(_why_not_loaded(source, error)) from error
-    return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+def _language_model(
+    model: PreTrainedModel,
+    name: str,
+    span: int,
+    options: LoadOptions,
+    origin: Origin,
+    turn: Turn | None,
+    read: Callable[[], PreTrainedModel],
+) -> CausalLanguageModel:
+    if turn is None:
+        return CausalLanguageModel(model, name, span, options.temperature, options.batch_size, origin)
+    return InTurn(model, name, span, options.temperature, options.batch_size, origin, turn, read)
+
+
+def _quantised_here(source: ModelSource, options: LoadOptions) -> str | None:
+    """Was it quantised as it was loaded? What its files say of themselves, they say to every engine."""
+    if options.quantize is None or quantization_method(read_config(source, options)) is not None:
+        return None
+    return f"--quantize {options.quantize}"
 
 
 def _read_template(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise GradalignError(f"chat template {path} cannot be read ({_first_line(error)}); check the path") from error
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name, or an accelerator if there is one; refused if it cannot be used here."""
-    try:
-        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise GradalignError(f"device {name!r} cannot be used here ({_first_line(error)}); choose auto, cpu or cuda") from error
-    return device
-
-
-def _why_not_loaded(source: ModelSource, error: Exception) -> str:
-    if source.kind == "hub":
-        return (
-            f"model {source.name!r} ({source.location} on the hub) could not be loaded: no network, no such model, or no access; "
-            f"check the name and the connection, or give a local folder ({_first_line(error)})"
-        )
-    return f"model {source.name!r} could not be loaded from {source.location}: {_first_line(error)}; check that its files are whole"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise GradalignError(f"chat template {path} cannot be read ({first_line(error)}); check the path") from error
 
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -105,14 +82,3 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     if not ids:
         raise GradalignError("the model names no end-of-turn token; set eos_token_id in its generation_config.json")
     return frozenset(ids)
-
-
-def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: ModelSource) -> str:
-    """A hash that tells two models apart: precision, chat template, vocabulary, and of every tensor name, shape and some values."""
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    digest = hashlib.blake2b(f"{model.dtype}{tokenizer.chat_template}{vocabulary}".encode(), digest_size=16)
-    for key, tensor in sorted(model.state_dict().items()):
-        flat = tensor.reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
-        digest.update(f"{key}{tuple(tensor.shape)}".encode() + sample.tobytes())
-    return f"{source.kind}:{digest.hexdigest()}"

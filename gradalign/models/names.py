@@ -1,14 +1,19 @@
-"""From what a user types to where a model lies: built-in, folder, GGUF file, hub id, a well-known bare name, a server. No torch."""
+"""From what a user types to where a model lies: built-in, folder, GGUF file, hub id with its revision, a well-known bare name, a server.
+
+No torch.
+"""
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from gradalign.builtin import builtin_names, builtin_path
 from gradalign.endpoint import PREFIX, parse_address
 from gradalign.types import GradalignError
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 _FAMILIES = {
     "Qwen": [f"Qwen3-{size}{kind}" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B") for kind in ("", "-Base")]
@@ -27,16 +32,37 @@ _BY_LOWER_CASE = {name.lower(): name for name in KNOWN_NAMES}
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model is: a folder on disk, a hub id, a folder with the name of a GGUF file in it, or the URL where it is served."""
+    """Where a model is: a folder on disk, a hub id, a folder with the name of a GGUF file in it, or the URL where it is served.
+
+    A folder may hold an adapter instead of a model, and a hub id too. `revision` is a branch, tag or commit of a hub id.
+    """
 
     name: str
     kind: Literal["folder", "gguf", "hub", "server"]
     location: str
     gguf_file: str | None = None
+    revision: str | None = None
 
 
 def resolve_model(name: str) -> ModelSource:
-    """Find the model that `name` means; an unknown name fails with the nearest known ones."""
+    """Find the model that `name` means; an unknown name fails with the nearest known ones.
+
+    What follows the last @ of a name is its revision, unless the whole is a path that exists.
+    """
+    plain, separator, revision = name.rpartition("@")
+    if not separator or name.startswith(PREFIX) or os.path.exists(Path(name).expanduser()):
+        return _without_revision(name)
+    found = _without_revision(plain)
+    if found.kind != "hub":
+        raise GradalignError(f"{plain!r} has no revisions, only hub ids have; leave out @{revision}, or check the path")
+    if not revision:
+        raise GradalignError(
+            f"model {name!r} names no revision after the @; give a branch, a tag or a commit, or leave out the @"
+        )
+    return replace(found, name=name, revision=revision)
+
+
+def _without_revision(name: str) -> ModelSource:
     if name.startswith("builtin:"):
         return ModelSource(name, "folder", str(_builtin_student(name)))
     if name.startswith(PREFIX):
@@ -47,8 +73,11 @@ def resolve_model(name: str) -> ModelSource:
             raise GradalignError(f"no such GGUF file: {name}; check the path")
         return ModelSource(name, "gguf", str(path.parent), path.name)
     if name and os.path.isdir(path):
-        if not (path / "config.json").is_file():
-            raise GradalignError(f"folder {name} holds no config.json; give the folder that save_pretrained wrote")
+        if not any((path / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):
+            raise GradalignError(
+                f"folder {name} holds no config.json (a model) and no {ADAPTER_CONFIG} (a PEFT adapter); "
+                "give the folder that save_pretrained wrote"
+            )
         return ModelSource(name, "folder", str(path))
     known = _BY_LOWER_CASE.get(name.lower())
     if known:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from gradalign.types import GradalignError
 
 STUDENT = "student"
+SHARD = "shard"  # in the place of a device: over all of them
 
 
 def placed(others: Sequence[str], devices: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
@@ -22,13 +23,13 @@ def placed(others: Sequence[str], devices: Sequence[str], given: Mapping[str, st
 
 
 def read_placement(texts: Sequence[str]) -> dict[str, str]:
-    """`NAME=DEVICE` as the user writes it, such as `student=cuda:0`."""
+    """`NAME=DEVICE` as the user writes it, such as `student=cuda:0`, or `NAME=shard`."""
     found: dict[str, str] = {}
     for text in texts:
         name, separator, device = text.rpartition("=")
         if not (name and separator and device):
             raise GradalignError(
-                f"placement {text!r} is not understood; write NAME=DEVICE, as student=cuda:0 or Qwen3-8B=cuda:1"
+                f"placement {text!r} is not understood; write NAME=DEVICE, as student=cuda:0 or Qwen3-8B=cuda:1, or NAME={SHARD}"
             )
         if name in found:
             raise GradalignError(f"{name!r} is placed twice; give --place once for each model")

@@ -16,8 +16,8 @@ from torch import Tensor
 from gradalign.endpoint.client import Endpoint, EndpointError
 from gradalign.endpoint.fitness import Probe, connected
 from gradalign.models.chat import ChatCodec, beyond, messages, template_settings
-from gradalign.models.loading import LoadOptions
 from gradalign.models.protocol import LoadedModel
+from gradalign.models.weights import LoadOptions
 from gradalign.types import GradalignError
 
 _UNBOUNDED = 1 << 31

@@ -10,19 +10,21 @@ from gradalign.engines import Engine, HFEngine, student_engine
 from gradalign.models import (
     STUDENT,
     CausalLanguageModel,
-    ChatCodec,
     LoadedModel,
     LoadOptions,
+    Turn,
+    crowded,
     load_model,
     placed,
     read_placement,
-    require_same_vocabulary,
     resolve_model,
+    settle_span,
 )
+from gradalign.models.span import shared_span
 from gradalign.objectives import parse_objective
 from gradalign.pipeline.config import Execution, RunConfig
 from gradalign.pipeline.openings import opening_notices
-from gradalign.types import GradalignError, TeacherSpec
+from gradalign.types import TeacherSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,36 +67,52 @@ class Cast:
 
     @property
     def notices(self) -> list[str]:
-        """What loading had to say, and what is to be said of the prompts."""
-        models = (self.student, *self.others.values())
-        return [notice for member in models for notice in member.model.notices] + list(self.remarks)
+        """What loading had to say, of each model and of all together, and what is to be said of the prompts."""
+        own = [notice for member in (self.student, *self.others.values()) for notice in member.model.notices]
+        return [*own, *self.remarks]
 
 
 def load_cast(config: RunConfig, execution: Execution) -> Cast:
-    """Load every model that the configuration names, then the student's engine; teachers must share the student's vocabulary."""
+    """Load every model that the configuration names, then the student's engine; teachers must share the student's vocabulary.
+
+    Those that are served are asked last, about the tokens that all others have in common.
+    """
     teachers = tuple(parse_teacher(spec) for spec in config.teachers)
     teaching = {spec.model for spec in teachers if spec.model}
     names = sorted(teaching | {spec.source for spec in teachers if spec.source})
-    served_names = {name for name in names if resolve_model(name).kind == "server"}
-    place = placed(
-        [name for name in names if name not in served_names], _devices(execution.device), read_placement(execution.place)
-    )
+    served_names = [name for name in names if resolve_model(name).kind == "server"]
+    local = [name for name in names if name not in served_names]
+    place = placed(local, _devices(execution.device), read_placement(execution.place))
     shared = LoadOptions(
-        place[STUDENT], config.dtype, config.temperature, execution.batch_size, config.chat_template, config.thinking
-    )
+        place[STUDENT], config.dtype, config.temperature, execution.batch_size, config.chat_template, config.thinking,
+        config.attention, config.quantize, config.trust_remote_code,
+    )  # fmt: skip
+    turns, remarks = _turns(config.student, {name: place[name] for name in local}, shared, execution.load)
     loaded = load_model(config.student, shared)
-    others: dict[str, Member] = {}
-    for name in names:
-        options = replace(shared, device=place.get(name, place[STUDENT]))
-        served = name in served_names
-        others[name] = _served(name, loaded, options, config, name in teaching) if served else _load(name, options)
-        if name in teaching:
-            _require_fit(loaded, others[name].model)
-    remarks = opening_notices(loaded, {name: member.model for name, member in others.items()}, teachers)
+    others = {name: _load(name, replace(shared, device=place[name]), turns.get(place[name])) for name in local}
+    fitting = [others[name].model for name in local if name in teaching]
+    span = min((_require_fit(loaded, model) for model in fitting), default=loaded.language_model.vocabulary_size)
+    remarks += settle_span([loaded, *fitting], span)
+    for name in served_names:
+        others[name] = _served(name, loaded, shared, config, name in teaching)
+    remarks += opening_notices(loaded, {name: member.model for name, member in others.items()}, teachers)
     engine = student_engine(
         execution.engine, loaded, execution.batch_size, execution.tensor_parallel
     )  # takes what memory is left
-    return Cast(Member(loaded, engine), teachers, others, remarks)
+    return Cast(Member(loaded, engine), teachers, {name: others[name] for name in names}, tuple(remarks))
+
+
+def _turns(student: str, place: Mapping[str, str], options: LoadOptions, load: str) -> tuple[dict[str, Turn], list[str]]:
+    """A turn for each device whose external models are loaded one after another, and why, where memory decided it."""
+    if load == "in-turn":
+        return {device: Turn() for device in place.values()}, []
+    several = {device for device in place.values() if [*place.values()].count(device) > 1}
+    if load == "together" or not several:
+        return {}, []
+    found = crowded([(student, options.device), *((name, device) for name, device in place.items())], options)
+    short = {device: said for device, said in found.items() if device in several}
+    why = [f"{said}: external models there are loaded one after another (--load together loads all)" for said in short.values()]
+    return {device: Turn() for device in short}, why
 
 
 def _devices(device: str) -> list[str]:
@@ -104,8 +122,8 @@ def _devices(device: str) -> list[str]:
     return [device]
 
 
-def _load(name: str, options: LoadOptions) -> Member:
-    loaded = load_model(name, options)
+def _load(name: str, options: LoadOptions, turn: Turn | None) -> Member:
+    loaded = load_model(name, options, turn)
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
     return Member(loaded, HFEngine(model, loaded.codec.stop_ids, options.batch_size))
@@ -126,12 +144,6 @@ def _served(name: str, student: LoadedModel, options: LoadOptions, config: RunCo
     return Member(loaded, ServerEngine(model.endpoint, loaded.codec.stop_ids, span, span))
 
 
-def _require_fit(student: LoadedModel, teacher: LoadedModel) -> None:
-    if isinstance(student.codec, ChatCodec) and isinstance(teacher.codec, ChatCodec):
-        require_same_vocabulary(student.codec, teacher.codec)
-    ours, theirs = student.language_model, teacher.language_model
-    if ours.vocabulary_size != theirs.vocabulary_size:
-        raise GradalignError(
-            f"teacher {theirs.name!r} has {theirs.vocabulary_size:,} logits, student {ours.name!r} {ours.vocabulary_size:,}; "
-            "choose a teacher whose output layer covers the student's tokens"
-        )
+def _require_fit(student: LoadedModel, teacher: LoadedModel) -> int:
+    """How many token ids both share; a teacher with another tokenizer is refused."""
+    return shared_span(student, teacher)

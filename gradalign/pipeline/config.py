@@ -20,7 +20,8 @@ class RunConfig:
 
     `tokens` are token weightings, beyond all tokens alike, that steps are kept under. `max_tokens` None means 1,024, or half the student's
     window where that is less; it is settled when the student is loaded. `thinking` is what chat templates are told that have a switch for
-    it. Privileged material longer than `context_tokens` loses its middle (None: nothing is cut). `teacher_top_k` tokens of a served teacher
+    it. Privileged material longer than `context_tokens` loses its middle (None: nothing is cut). `attention`, `quantize` and
+    `trust_remote_code` are those of every model that is loaded here (`models.LoadOptions`). `teacher_top_k` tokens of a served teacher
     are known at each node. `grader` is the kind of answer that every question is graded by, or the user's function as `MODULE:FUNCTION`;
     with None each question's own kind counts.
     """
@@ -47,6 +48,9 @@ class RunConfig:
     chat_template: str | None = None
     thinking: bool = False
     context_tokens: int | None = None
+    attention: str | None = None
+    quantize: str | None = None
+    trust_remote_code: bool = False
     teacher_top_k: int = 20
     part_size: int = 8
     grader: str | None = None
@@ -67,6 +71,8 @@ class RunConfig:
             raise GradalignError(f"node_selection is {self.node_selection!r}; choose pps or top")
         if self.grader is not None and self.grader not in KINDS and imported(self.grader) is None:
             raise GradalignError(f"unknown grader {self.grader!r}; choose from {', '.join(KINDS)}, or give MODULE:FUNCTION")
+        if self.quantize not in (None, "8bit", "4bit"):
+            raise GradalignError(f"quantize is {self.quantize!r}; choose 8bit or 4bit, or leave it out")
         if self.allocation not in ("adaptive", "fixed"):
             raise GradalignError(f"allocation is {self.allocation!r}; choose adaptive or fixed")
         for kind, specs, parse in (("teacher", self.teachers, parse_teacher), ("objective", self.objectives, parse_objective)):
@@ -133,7 +139,10 @@ class Execution:
     copy of the student is spread over in vLLM.
 
     On a machine with several GPUs the student is on the first and other models in turn on those after it (`models.placed`), unless `device`
-    names one for all; `place` puts models elsewhere by name, as `("student=cuda:1",)`.
+    names one for all; `place` puts models elsewhere by name, as `("student=cuda:1",)`, or over all devices, as `("Qwen3-32B=shard",)`.
+
+    `load` says whether external teachers that share a device are in memory `together` or `in-turn`; `auto` is in turn where
+    they would not fit.
 
     `executor` is `local` (this process) or `ray`: `workers` workers (None: as many as there is room for), each with `worker_cpus` CPUs and
     `worker_gpus` GPUs (None: one, if the cluster has any; fractions share one), over the cluster at `address` (None: this machine).
@@ -149,8 +158,11 @@ class Execution:
     worker_cpus: float = 1.0
     worker_gpus: float | None = None
     address: str | None = None
+    load: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.load not in ("auto", "together", "in-turn"):
+            raise GradalignError(f"load is {self.load!r}; choose auto, together or in-turn")
         for name in ("batch_size", "tensor_parallel", "workers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise GradalignError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -98,8 +98,10 @@ def survey_nodes(
     """Run student and teachers over every node of the tree and keep what scheduling and scoring need."""
     tree = request.tree
     nodes = np.flatnonzero(tree.visits() > 0)
-    hidden = [_node_states(model, prompt, request, nodes) for model, prompt in (request.student, *request.teachers.values())]
-    models = [model for model, _ in (request.student, *request.teachers.values())]
+    members = (request.student, *request.teachers.values())
+    models = [model for model, _ in members]
+    states = {i: _node_states(*members[i], request, nodes) for i in _present_first(models)}
+    hidden = [states[i] for i in range(len(models))]
     children = _children(tree, nodes, request.reward_R - request.reward_R.mean())
     sketch, flat = (outer_sketch(models[0].vocabulary_size, width) for width in (hidden[0].shape[1], 1))
     visits_N = tree.visits()[nodes].astype(np.float64)
@@ -131,6 +133,12 @@ def survey_nodes(
         nodes=nodes, ranked=ranked, sketch=sketch, flat=flat, student_states=hidden[0].cpu(), device=hidden[0].device,
         factor_WN=factor_WN, **joined,
     )  # fmt: skip
+
+
+def _present_first(models: Sequence[LanguageModel]) -> list[int]:
+    """Places of models, those of one model together and first of all the one that has its turn in memory."""
+    first = {id(model): place for place, model in reversed([*enumerate(models)])}
+    return sorted(range(len(models)), key=lambda i: (not getattr(models[i], "present", True), first[id(models[i])]))
 
 
 @torch.inference_mode()
