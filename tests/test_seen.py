@@ -10,8 +10,10 @@ from hostile import is_clean
 
 import gradalign
 from gradalign.api import configure, run_preview
+from gradalign.configurations import Configuration
 from gradalign.contexts import CONTEXTS, template_text
 from gradalign.findings.tokens import question_tokens
+from gradalign.handover import export_configuration
 
 TEACHERS = ["ctx:none", "ctx:correct_demo", "ctx:correct_demo:before", "ctx:correct_demo:system", "ctx:summary:system"]
 SETTINGS = {"teachers": TEACHERS, "limit": 6, "demonstrations": 8, "seed": 3, "context_tokens": 6}
@@ -121,6 +123,22 @@ def test_a_preview_is_what_the_run_saw(run, small):
             assert sight.boundary == ("<|im_start|>", "assistant\n")
             compared += 1
     assert compared == len(contexts)
+
+
+def test_the_hand_over_has_the_system_text_and_says_where_it_went(run, tmp_path):
+    found = export_configuration(run, Configuration("c", "reverse_kl", TEACHERS[3]), tmp_path / "x")
+    assert any("system message" in lost for lost in found.not_carried)
+    questions = pd.read_parquet(tmp_path / "x" / "questions.parquet").set_index("question")
+    rows = [json.loads(line) for line in (tmp_path / "x" / "train.jsonl").read_text().splitlines()]
+    seen = run.contexts[run.contexts.teacher == TEACHERS[3]].set_index("question")
+    assert len(rows) == len(seen)
+    for row in rows:
+        system = seen.loc[row["question"]].system
+        assert questions.loc[row["question"]].teacher_system == system
+        assert row["privileged_context"] == f"{system}\n\n{row['prompt'][0]['content']}"
+    without = export_configuration(run, Configuration("c", "reverse_kl", TEACHERS[1]), tmp_path / "y")
+    assert not any("system message" in lost for lost in without.not_carried)
+    assert pd.read_parquet(tmp_path / "y" / "questions.parquet").teacher_system.isna().all()
 
 
 def test_contexts_show_prints_prompts_counts_and_boundary(command):
