@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import gradalign
@@ -220,19 +221,37 @@ def close_but_not_equal(name: str, options: LoadOptions, small) -> None:
     assert student_engine("auto", loaded, 4).kind == "hf"
 
 
+def adapted_over(base: str, folder: Path) -> None:
+    """An adapter over a quantised base computes what peft computes."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, device_map={"": "cpu"}, dtype=torch.float32),
+        LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False),
+    ).eval()
+    model.save_pretrained(folder)
+    loaded = load_model(str(folder), CPU).language_model
+    expected = model(input_ids=torch.tensor([[3, 4, 5, 6]])).logits[0, :-1, : loaded.vocabulary_size]
+    found = loaded.logits(loaded.hidden_states((3,), [np.array([4, 5, 6])])[0])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("bits", "package"), [("8bit", "torchao"), ("4bit", "bitsandbytes")])
+@torch.inference_mode()
 def test_quantised_models(bits, package, small, tmp_path):
     pytest.importorskip(package)
     options = LoadOptions(device="cpu", quantize=bits)
     close_but_not_equal("builtin:small", options, small)
     saved = str(tmp_path / "saved")
     quantised = load_model("builtin:small", options)
-    quantised.language_model.model.save_pretrained(saved)
+    weights.read_weights(resolve_model("builtin:small"), options).save_pretrained(saved)
     quantised.codec.tokenizer.save_pretrained(saved)
     again = load_model(saved, options)
     assert again.language_model.origin.changed is None
-    assert again.fingerprint == load_model(saved, CPU).fingerprint != small.fingerprint
+    assert again.fingerprint == quantised.fingerprint
+    tokens = [np.arange(10, 20)]
+    found, expected = (m.language_model.logits(m.language_model.hidden_states((3,), tokens)[0]) for m in (again, quantised))
+    torch.testing.assert_close(found, expected)
+    adapted_over(saved, tmp_path / "adapter")
     run = gradalign.score(
         "builtin:arithmetic", student=saved, teachers=["ctx:answer", "model:builtin:small"], limit=2, rollouts=4, budget=4, max_tokens=16,
         out=tmp_path / "run", device="cpu",

@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file
 
 from gradalign.models.names import ADAPTER_CONFIG, ModelSource, resolve_model
 from gradalign.models.placement import SHARD
-from gradalign.models.weights import LoadOptions, first_line, read_weights
+from gradalign.models.weights import LoadOptions, first_line, quantization_method, read_weights
 from gradalign.types import GradalignError
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -90,7 +90,8 @@ def read_adapted(adapter: Adapter, options: LoadOptions) -> PreTrainedModel:
             mapping = getattr(model, "_checkpoint_conversion_mapping", {})
             loaded = whole.load_adapter(str(adapter.folder), "default", torch_device=str(model.device), key_mapping=mapping)
             whole.eval()
-            _require_seen(adapter, whole, model)
+            if quantization_method(model.config) is None:  # bitsandbytes' state_dict spoils weights after a pass on the CPU
+                _require_seen(adapter, whole, model)
     except GradalignError:
         raise
     except Exception as error:  # peft raises whatever settings and shapes provoke
