@@ -10,6 +10,7 @@ from gradalign_cli.options import (
     BatchSize,
     Budget,
     ChatTemplate,
+    CrossTokenizer,
     Demonstrations,
     Device,
     Dtype,
@@ -63,6 +64,7 @@ def contexts(
     worker_gpus: WorkerGpus = None,
     address: Address = None,
     teacher_top_k: TeacherTopK = 20,
+    cross_tokenizer: CrossTokenizer = False,
     chat_template: ChatTemplate = None,
 ) -> None:
     """Pre-screen teacher contexts: what each does to the student's own answers, what a step toward it would do, and its price.
@@ -94,7 +96,8 @@ def contexts(
         config = configure(
             questions, student, teacher or [f"ctx:{name}" for name in CONTEXTS], [objective], limit, max_tokens, rollouts=rollouts,
             demonstrations=demonstrations, teacher_rollouts=teacher_rollouts, temperature=temperature, seed=seed, dtype=dtype,
-            teacher_top_k=teacher_top_k, chat_template=None if chat_template is None else str(chat_template),
+            teacher_top_k=teacher_top_k, cross_tokenizer=cross_tokenizer,
+            chat_template=None if chat_template is None else str(chat_template),
         )  # fmt: skip
         folder = out or default_folder(config)
         execution = Execution(

@@ -69,4 +69,11 @@ Address = Annotated[
 TeacherTopK = Annotated[
     int, typer.Option(help="Most likely tokens that a served teacher tells at each place; the rest is one bucket.", min=1)
 ]
+CrossTokenizer = Annotated[
+    bool,
+    typer.Option(
+        "--cross-tokenizer",
+        help="Let teachers with another tokenizer in: their probabilities are aligned by text, and approximate.",
+    ),
+]
 ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")]

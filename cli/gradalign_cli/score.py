@@ -13,6 +13,7 @@ from gradalign_cli.options import (
     BatchSize,
     Budget,
     ChatTemplate,
+    CrossTokenizer,
     Demonstrations,
     Device,
     Dtype,
@@ -131,6 +132,7 @@ def score(
     worker_gpus: WorkerGpus = None,
     address: Address = None,
     teacher_top_k: TeacherTopK = 20,
+    cross_tokenizer: CrossTokenizer = False,
     chat_template: ChatTemplate = None,
     top_k: Annotated[int | None, typer.Option(hidden=True)] = None,
     top_p: Annotated[float | None, typer.Option(hidden=True)] = None,
@@ -148,6 +150,7 @@ def score(
         "seed": seed,
         "dtype": dtype,
         "teacher_top_k": teacher_top_k,
+        "cross_tokenizer": cross_tokenizer,
         "chat_template": None if chat_template is None else str(chat_template),
     }
     with ProgressDisplay() as progress:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradalign.models.causal import CausalLanguageModel
-    from gradalign.models.chat import ChatCodec, require_same_vocabulary
+    from gradalign.models.chat import ChatCodec, differing_tokens, require_same_vocabulary
     from gradalign.models.loading import LoadOptions, load_model
     from gradalign.models.memory import Batches
     from gradalign.models.names import KNOWN_NAMES, ModelSource, resolve_model
@@ -24,6 +24,7 @@ __all__ = [
     "LoadOptions",
     "LoadedModel",
     "ModelSource",
+    "differing_tokens",
     "load_model",
     "placed",
     "read_placement",
@@ -35,6 +36,7 @@ __all__ = [
 _HOMES = {
     "CausalLanguageModel": "causal",
     "ChatCodec": "chat",
+    "differing_tokens": "chat",
     "require_same_vocabulary": "chat",
     "LoadOptions": "loading",
     "load_model": "loading",

@@ -46,14 +46,19 @@ def vocabulary_span(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def differing_tokens(student: ChatCodec, teacher: ChatCodec) -> list[tuple[str, int]]:
+    """Tokens that two tokenizers map to different ids, or only one of them knows, each with its ids, by id."""
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    return sorted({*ours.items()} ^ {*theirs.items()}, key=lambda item: (item[1], item[0]))
+
+
 def require_same_vocabulary(student: ChatCodec, teacher: ChatCodec) -> None:
     """Refuse a teacher whose tokenizer maps any token to another id than the student's does."""
-    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-    differing = sorted({*ours.items()} ^ {*theirs.items()}, key=lambda item: (item[1], item[0]))
+    differing = differing_tokens(student, teacher)
     if differing:
         token, index = differing[0]
         tokens = {token for token, _ in differing}
         raise GradalignError(
             f"teacher {teacher.name!r} has another tokenizer than student {student.name!r}: {len(tokens):,} tokens differ, "
-            f"first {token!r} (id {index}); choose a teacher of the student's family"
+            f"first {token!r} (id {index}); choose a teacher of the student's family, or give --cross-tokenizer"
         )

@@ -55,7 +55,15 @@ class Told:
     def pack(self) -> Float[Tensor, "N H"]:
         """To the columns, in single precision or wider."""
         dtype = torch.promote_types(self.hidden_NH.dtype, torch.float32)
-        sides = (self.kind_N[:, None], self.rest_N[:, None], self.target_NW, self.extra_NW, self.from_NM, self.to_NM, self.moved_NM)
+        sides = (
+            self.kind_N[:, None],
+            self.rest_N[:, None],
+            self.target_NW,
+            self.extra_NW,
+            self.from_NM,
+            self.to_NM,
+            self.moved_NM,
+        )
         return torch.cat([self.hidden_NH.to(dtype), *(side.to(self.hidden_NH.device, dtype) for side in sides)], dim=1)
 
 
@@ -299,7 +307,13 @@ def _places(
         return path
 
     return [
-        list(zip(follow(tokens.tolist())[:-1], np.array(follow(reading.tokens_M.tolist()))[alignment.before_T].tolist(), strict=True))
+        list(
+            zip(
+                follow(tokens.tolist())[:-1],
+                np.array(follow(reading.tokens_M.tolist()))[alignment.before_T].tolist(),
+                strict=True,
+            )
+        )
         for tokens, reading, alignment in zip(continuations, readings, alignments, strict=True)
     ]
 

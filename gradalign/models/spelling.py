@@ -67,7 +67,11 @@ def spelling_of(codec: ChatCodec) -> Spelling:
     specials = {index: token.content for index, token in added.items() if token.special}
     spelled = _speller(tokenizer, codec.name)
     words_V = [
-        None if index in specials or index in codec.stop_ids else added[index].content.encode() if index in added else spelled(token)
+        None
+        if index in specials or index in codec.stop_ids
+        else added[index].content.encode()
+        if index in added
+        else spelled(token)
         for index, token in enumerate(surface_V)
     ]
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in codec.stop_ids else min(codec.stop_ids)
@@ -95,14 +99,18 @@ def _speller(tokenizer: PreTrainedTokenizerBase, name: str) -> Callable[[str], b
     """What a token writes, by the kind of decoder that the tokenizer has."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise GradalignError(f"the tokenizer of {name!r} has no tokenizer.json, so its tokens cannot be spelled; convert it to a fast one")
+        raise GradalignError(
+            f"the tokenizer of {name!r} has no tokenizer.json, so its tokens cannot be spelled; convert it to a fast one"
+        )
     steps = _steps(json.loads(backend.to_str()).get("decoder"))
     kinds = {step["type"] for step in steps}
     if "ByteLevel" in kinds:
         return _byte_level
     marks = {step["replacement"]: " " for step in steps if step["type"] == "Metaspace"}
     marks |= {
-        step["pattern"]["String"]: step["content"] for step in steps if step["type"] == "Replace" and "String" in step["pattern"]
+        step["pattern"]["String"]: step["content"]
+        for step in steps
+        if step["type"] == "Replace" and "String" in step["pattern"]
     }
 
     def spell(token: str) -> bytes | None:

@@ -13,6 +13,7 @@ from gradalign.models import (
     ChatCodec,
     LoadedModel,
     LoadOptions,
+    differing_tokens,
     load_model,
     placed,
     read_placement,
@@ -84,7 +85,7 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
         served = name in served_names
         others[name] = _served(name, loaded, options, config, name in teaching) if served else _load(name, options)
         if name in teaching:
-            _require_fit(loaded, others[name].model)
+            others[name] = _fitting(name, loaded, others[name], config)
     engine = student_engine(
         execution.engine, loaded, execution.batch_size, execution.tensor_parallel
     )  # takes what memory is left
@@ -118,6 +119,35 @@ def _served(name: str, student: LoadedModel, options: LoadOptions, config: RunCo
         told = f"{name}: the top {model.top_k} tokens are known; the rest is one bucket, spread as the student spreads it"
         loaded = replace(loaded, notices=(f"{told}, so {rough} are approximate (the column `tail` says how much was spread)",))
     return Member(loaded, ServerEngine(model.endpoint, loaded.codec.stop_ids, span, span))
+
+
+def _fitting(name: str, student: LoadedModel, member: Member, config: RunConfig) -> Member:
+    """A teacher over the student's tokens: as it is, or aligned by text where its tokenizer is another and that is asked for."""
+    ours, theirs = student.codec, member.model.codec
+    differing = differing_tokens(ours, theirs) if isinstance(ours, ChatCodec) and isinstance(theirs, ChatCodec) else []
+    if not (config.cross_tokenizer and differing):
+        _require_fit(student, member.model)
+        return member
+    from gradalign.models.cross import cross_tokenizer
+
+    summing = [spec for spec in config.objectives if _sums_logprobs(spec)]
+    if summing:
+        raise GradalignError(
+            f"objective {summing[0]} sums a teacher's log-probabilities over whole rollouts, and {name}, which has another tokenizer, does "
+            "not tell all of them; leave the objective out, or choose a teacher of the student's family"
+        )
+    aligned = cross_tokenizer(student, member.model)
+    rough = ", ".join(spec for spec in config.objectives if not parse_objective(spec).teacherless)
+    notice = (
+        f"approximate: {name} has another tokenizer ({len({token for token, _ in differing}):,} tokens differ), so its probabilities are told "
+        f"over the student's tokens by the text that they write, and {rough} are approximate (the column `tail` says how much is untold)"
+    )
+    return replace(member, model=replace(aligned, notices=(*aligned.notices, notice)))
+
+
+def _sums_logprobs(spec: str) -> bool:
+    outcome = parse_objective(spec).outcome
+    return outcome is not None and outcome.kind in ("future_return", "pair_weight")
 
 
 def _require_fit(student: LoadedModel, teacher: LoadedModel) -> None:

@@ -18,6 +18,7 @@ class RunConfig:
 
     `tokens` are token weightings, beyond all tokens alike, that steps are kept under. `max_tokens` None means 1,024, or half the student's
     window where that is less; it is settled when the student is loaded. `teacher_top_k` tokens of a served teacher are known at each node.
+    `cross_tokenizer` lets teachers with another tokenizer in, aligned by the text of rollouts.
     """
 
     student: str
@@ -41,6 +42,7 @@ class RunConfig:
     dtype: str = "auto"
     chat_template: str | None = None
     teacher_top_k: int = 20
+    cross_tokenizer: bool = False
     part_size: int = 8
 
     def __post_init__(self) -> None:
