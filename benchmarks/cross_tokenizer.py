@@ -3,7 +3,8 @@
 Texts over a few characters, drawn by a chain, so that what the teacher says of any token of any vocabulary is known exactly. Pairs of
 tokenizers, one for each side; rollouts of a student that writes other texts. At every node the probabilities made of the teacher's are
 compared with the true ones: by matching tokens of the same text alone, with the chain rule for tokens taken, with the whole mass of each
-teacher token on the student token that comes first, inside of teacher tokens too, and with tokens that begin before an edge.
+teacher token on the student token that comes first, inside of teacher tokens too, with tokens that begin before an edge, and with that
+mass shared with longer student tokens that nothing else tells.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from trials import SMALL, console, report
 from gradalign.models.cross import CrossModel, Told
 from gradalign.models.translation import Translation
 from gradalign.objectives import NodeSignals, parse_objective
-from gradalign.tails import spread_tail
+from gradalign.tails import spread_shares, spread_tail
 from gradalign.testbed import CharacterChain, TokenView
 
 ALPHABET = "abcd"
@@ -80,13 +81,15 @@ def without(**blank: bool) -> Callable[[CrossModel, Told], torch.Tensor]:
     return found
 
 
+SHARED = "and shared (used)"
 WAYS: dict[str, Callable[[CrossModel, Told], torch.Tensor]] = {
     "matching": matched,
     "matching, tokens taken": matched_and_taken,
     "first token": without(inside=True, earlier=True, taken=True),
     "first token, tokens taken": without(inside=True, earlier=True),
     "and inside tokens": without(earlier=True),
-    "and across edges (used)": without(),
+    "and across edges": without(),
+    SHARED: without(),
 }
 
 
@@ -103,7 +106,9 @@ def world(student_words: list[str], teacher_words: list[str], seed: int) -> dict
     kept = torch.isfinite(exact.exp().sum(-1))
     taken = torch.from_numpy(np.concatenate(rollouts))[kept]
     pi, exact = ((p.exp() + _TINY).log()[kept] for p in (pi, exact))
-    return {name: errors(way(model, told)[kept], pi, exact, taken) for name, way in WAYS.items()}
+    found = {name: way(model, told)[kept] for name, way in WAYS.items()}
+    found[SHARED] = spread_shares(found[SHARED], pi, model.home_V)
+    return {name: errors(values, pi, exact, taken) for name, values in found.items()}
 
 
 def errors(found: torch.Tensor, pi: torch.Tensor, exact: torch.Tensor, taken: torch.Tensor) -> dict[str, np.ndarray]:

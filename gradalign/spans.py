@@ -92,7 +92,7 @@ def align(student_T1: Int[np.ndarray, " T1"], teacher_M1: Int[np.ndarray, " M1"]
 def common_runs(
     student_T1: Int[np.ndarray, " T1"], odd_T: Bool[np.ndarray, " T"], teacher_M1: Int[np.ndarray, " M1"]
 ) -> list[tuple[slice, slice]]:
-    """The shortest runs of student tokens, between edges of both, that hold all `odd_T`, each with the teacher's tokens of the same bytes."""
+    """The shortest runs of student tokens between edges of both that hold all `odd_T`, each with the teacher's of the same bytes."""
     common = np.intersect1d(student_T1, teacher_M1)
     runs: list[tuple[slice, slice]] = []
     for i in np.flatnonzero(odd_T):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gradalign.models.names import KNOWN_NAMES, ModelSource, resolve_model
     from gradalign.models.pieces import token_pieces
     from gradalign.models.placement import STUDENT, placed, read_placement
-    from gradalign.models.protocol import Codec, LanguageModel, LoadedModel
+    from gradalign.models.protocol import Codec, LanguageModel, LoadedModel, SharingModel
 
 __all__ = [
     "KNOWN_NAMES",
@@ -24,6 +24,7 @@ __all__ = [
     "LoadOptions",
     "LoadedModel",
     "ModelSource",
+    "SharingModel",
     "differing_tokens",
     "load_model",
     "placed",
@@ -51,6 +52,7 @@ _HOMES = {
     "Codec": "protocol",
     "LanguageModel": "protocol",
     "LoadedModel": "protocol",
+    "SharingModel": "protocol",
 }
 
 

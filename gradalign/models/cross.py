@@ -68,20 +68,20 @@ class Told:
 
 
 class CrossModel:
-    """A LanguageModel over the student's vocabulary, made of a teacher with another; `logprobs` are NaN for tokens that none of its own tells.
+    """A LanguageModel over the student's vocabulary, made of a teacher with another; `logprobs` are NaN for tokens that it does not tell.
 
-    Let the student's tokens y_1..y_t have been written, B their bytes, and z_1..z_M the teacher's own tokens of the rollout. What is wanted is
-    the probability that, of texts that the student writes as y_1..y_t and then more, k is its next token. Let the teacher write a text that
-    goes on from B: up to some edge c_m <= |B| it wrote z_1..z_m, and its next token z crosses |B|. So
+    Let the student's tokens y_1..y_t have been written, B their bytes, and z_1..z_M the teacher's own tokens of the rollout. What is
+    wanted is the probability that, of texts that the student writes as y_1..y_t and then more, k is its next token. Let the teacher write
+    a text that goes on from B: up to some edge c_m <= |B| it wrote z_1..z_m, and its next token z crosses |B|. So
 
         tau(k) ∝ sum_m P(z_1..z_m) sum_z P(z | z_1..z_m) [z goes on from the bytes of B after c_m, and the student's next token is then k],
 
-    where the student's next token is told from z alone, as the student cuts it (`Translation`): the whole mass of z goes there, as in matching
-    by text (GOLD, Patiño et al. 2025; compare ULD, Boizard et al., arXiv 2402.12030), but also where no student token equals z. The sum over
-    m is that over covers of B (Phan et al., arXiv 2410.09303), along the teacher's own reading of the rollout.
+    where the student's next token is told from z alone, as the student cuts it (`Translation`): the whole mass of z goes there, as in
+    matching by text (GOLD, Hugging Face 2025; compare ULD, Boizard et al., arXiv 2402.12030), but also where no student token equals z.
+    The sum over m is that over covers of B (Phan et al., arXiv 2410.09303), along the teacher's own reading of the rollout.
 
     k may also be longer than z. For those that rollouts took, up to an edge of the teacher, the chain rule gives the mass of the span,
-    prod P(z_l), which is taken from the token that stands for its first. For others that is not known, and they have what z tells.
+    prod P(z_l), which is taken from the token that stands for its first. Others share with that token what is left (`home_V`).
 
     Where |B| is inside a teacher token, the mass of the token that ends just there is known, but not what would follow it: it is left
     untold, and goes to the student tokens that no crossing token tells, which is where it belongs if the teacher's tokenizer merges.
@@ -95,6 +95,7 @@ class CrossModel:
         self._crossings: list[Crossings] = []
         self._numbers: dict[tuple[int, bytes], int] = {}
         self._dtype: torch.dtype | None = None
+        self.home_V = torch.from_numpy(translation.home_V)
         mapped = np.flatnonzero(translation.first_V[: inner.vocabulary_size] >= 0)
         self._mapped = torch.from_numpy(mapped)
         self._first = torch.from_numpy(translation.first_V[mapped])
@@ -182,7 +183,7 @@ class CrossModel:
         return found
 
     def _spans(self, reading: Reading, spine: "_Spine", tokens: np.ndarray) -> dict[int, tuple[int, int, int]]:
-        """Nodes where the token taken spans several of the teacher's and ends with one: first and last edge, and what the first stood for."""
+        """Nodes where the token taken spans several of the teacher's and ends with one: its edges, and what the first stands for."""
         ends_T = np.searchsorted(reading.teacher_M1, reading.student_T1[1:])
         found = {}
         for t in range(spine.known):
@@ -320,6 +321,7 @@ def _places(
 
 def cross_tokenizer(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
     """The teacher with its own prompts and text, over the student's vocabulary."""
-    assert isinstance(student.codec, ChatCodec) and isinstance(teacher.codec, ChatCodec)
+    assert isinstance(student.codec, ChatCodec)
+    assert isinstance(teacher.codec, ChatCodec)
     translation = Translation(spelling_of(student.codec), spelling_of(teacher.codec))
     return replace(teacher, language_model=CrossModel(teacher.language_model, translation))

@@ -49,7 +49,17 @@ class Translation:
         self._back = _roles(student, teacher)
         self._cuts_V = self._cut(teacher.words_V)
         self.first_V = np.array([cut[0] if cut else self.pairs.get(token, -1) for token, cut in enumerate(self._cuts_V)])
+        self.home_V = self._homes()
         self._crossings: dict[tuple[int, bytes], Crossings] = {}
+
+    def _homes(self) -> Int[np.ndarray, " V"]:
+        """For each student token the one that has the mass of the first teacher token in its text; itself where there is none."""
+        cuts = self.teacher.write([word or b"" for word in self.student.words_V])
+        found = [self._back.get(token, cut[0] if cut else -1) for token, cut in enumerate(cuts)]
+        home_V = np.array([self.first_V[first] if first >= 0 else -1 for first in found])
+        home_V = np.where(home_V >= 0, home_V, np.arange(len(home_V)))
+        settled = home_V[home_V] == home_V  # a home that is itself a guest has no mass to share
+        return np.where(settled, home_V, np.arange(len(home_V)))
 
     def crossings(self, lead: int, written: bytes) -> Crossings:
         """Tokens of the teacher that start with `written` and go on, of which the student's next edge is `lead` bytes from the start.
@@ -89,8 +99,9 @@ class Translation:
         words = [_SPECIAL if token in self._back else self.student.words_V[token] or b"" for token in tokens]
         read: list[int] = []
         whole = True
-        for special, group in groupby(tokens, key=lambda token: token in self._back):
-            more, whole = ([self._back[token] for token in group], True) if special else self._read(list(group))
+        for special, stretch in groupby(tokens, key=lambda token: token in self._back):
+            group = list(stretch)
+            more, whole = ([self._back[token] for token in group], True) if special else self._read(group)
             read += more
             if not whole:
                 break
@@ -165,6 +176,5 @@ def _next(cut: Sequence[int], written: int, words_V: Sequence[bytes | None]) -> 
 def _agreeing(cut: Sequence[int], data: bytes, words_V: Sequence[bytes | None]) -> list[int]:
     """The first tokens, as long as they write the data."""
     ends = accumulate(len(words_V[token] or b"") for token in cut)
-    starts = accumulate((words_V[token] or b"" for token in cut))
-    kept = [token for token, end, start in zip(cut, ends, starts, strict=True) if data[:end] == start]
-    return kept
+    starts = accumulate(words_V[token] or b"" for token in cut)
+    return [token for token, end, start in zip(cut, ends, starts, strict=True) if data[:end] == start]

@@ -139,8 +139,8 @@ def _fitting(name: str, student: LoadedModel, member: Member, config: RunConfig)
     aligned = cross_tokenizer(student, member.model)
     rough = ", ".join(spec for spec in config.objectives if not parse_objective(spec).teacherless)
     notice = (
-        f"approximate: {name} has another tokenizer ({len({token for token, _ in differing}):,} tokens differ), so its probabilities are told "
-        f"over the student's tokens by the text that they write, and {rough} are approximate (the column `tail` says how much is untold)"
+        f"approximate: {name} has another tokenizer ({len({token for token, _ in differing}):,} tokens differ), so its probabilities are "
+        f"told over the student's tokens by the text that they write, and {rough} are approximate (the column `tail` says what is untold)"
     )
     return replace(member, model=replace(aligned, notices=(*aligned.notices, notice)))
 

@@ -1,7 +1,7 @@
-"""Texts of known probability, and what any tokenizer makes of them: for testing teachers that have another tokenizer than the student.
+"""Texts of known probability, and what any tokenizer makes of them: for testing teachers that have another one than the student.
 
-A chain over characters gives every text its probability. A tokenizer that takes the longest token that fits cuts each text in one way, so the
-distribution of the next token after given ones is known exactly, under every vocabulary, for the very same texts.
+A chain over characters gives every text its probability. A tokenizer that takes the longest token that fits cuts each text in one way, so
+the distribution of the next token after given ones is known exactly, under every vocabulary, for the very same texts.
 """
 
 import itertools
@@ -19,7 +19,7 @@ _END = "<end>"
 
 
 class CharacterChain:
-    """Texts over `alphabet`, each character (or the end) drawn by the one before it: probabilities (C + 1, C + 1), the last row at the start."""
+    """Texts over `alphabet`, each character, or the end, drawn by the one before it: in the last row of `probabilities` by none."""
 
     def __init__(self, alphabet: str, probabilities: Float[np.ndarray, "C1 C1"]):
         self.alphabet = alphabet
