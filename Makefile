@@ -57,6 +57,7 @@ bench: $(VENV)/.scale-installed  ## the benchmarks' tables; SMALL=1 for the size
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/driver_limit.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ray_scaling.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/topk_teacher.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cross_tokenizer.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""Distributions that are told in part: tokens that share what is told of one, the rest as one bucket. Torch in, torch out; knows no server."""
+"""Distributions told in part: tokens that share what is told of one, the rest as one bucket. Torch in, torch out; knows no server."""
 
 import torch
 from jaxtyping import Float, Int64

@@ -31,7 +31,7 @@ class LanguageModel(Protocol):
 
 @runtime_checkable
 class SharingModel(LanguageModel, Protocol):
-    """A model that does not tell some tokens apart from others: what it tells of `home_V[k]` is for token k too, where it tells k nothing."""
+    """A model that does not tell some tokens apart: what it tells of `home_V[k]` is for token k too, where it tells nothing of k."""
 
     @property
     def home_V(self) -> Int64[Tensor, " V"]:
