@@ -2,9 +2,9 @@
 
 Texts over a few characters, drawn by a chain, so that what the teacher says of any token of any vocabulary is known exactly. Pairs of
 tokenizers, one for each side; rollouts of a student that writes other texts. At every node the probabilities made of the teacher's are
-compared with the true ones: by matching tokens of the same text alone, with the chain rule for tokens taken, with the whole mass of each
-teacher token on the student token that comes first, inside of teacher tokens too, with tokens that begin before an edge, and with that
-mass shared with longer student tokens that nothing else tells.
+compared with the true ones: by matching tokens of the same text alone, with the chain rule for spans of the teacher's tokens, with the
+whole mass of each teacher token on the student token that comes first, inside of teacher tokens too, with tokens that begin before an
+edge, and with that mass shared with longer student tokens that nothing else tells.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,8 @@ import torch
 from rich.progress import track
 from trials import SMALL, console, report
 
-from gradalign.models.cross import CrossModel, Told
+from gradalign.models.cross import CrossModel
+from gradalign.models.told import Told
 from gradalign.models.translation import Translation
 from gradalign.objectives import NodeSignals, parse_objective
 from gradalign.tails import spread_shares, spread_tail
@@ -55,7 +56,7 @@ def matched(model: CrossModel, told: Told) -> torch.Tensor:
 
 
 def matched_and_taken(model: CrossModel, told: Told) -> torch.Tensor:
-    """The same, and the products of the teacher's probabilities over the spans of tokens that rollouts took."""
+    """The same, and the products of the teacher's probabilities over spans."""
     found = matched(model, told)
     there = (told.to_NM >= 0) & (told.kind_N == -1)[:, None]
     found[there.nonzero()[:, 0], told.to_NM[there].long()] = told.moved_NM[there]
@@ -84,9 +85,9 @@ def without(**blank: bool) -> Callable[[CrossModel, Told], torch.Tensor]:
 SHARED = "and shared (used)"
 WAYS: dict[str, Callable[[CrossModel, Told], torch.Tensor]] = {
     "matching": matched,
-    "matching, tokens taken": matched_and_taken,
+    "matching, spans": matched_and_taken,
     "first token": without(inside=True, earlier=True, taken=True),
-    "first token, tokens taken": without(inside=True, earlier=True),
+    "first token, spans": without(inside=True, earlier=True),
     "and inside tokens": without(earlier=True),
     "and across edges": without(),
     SHARED: without(),

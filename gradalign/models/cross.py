@@ -16,55 +16,11 @@ from gradalign.models.chat import ChatCodec
 from gradalign.models.memory import Batches
 from gradalign.models.protocol import LanguageModel, LoadedModel
 from gradalign.models.spelling import spelling_of
-from gradalign.models.translation import Crossings, Reading, Translation
+from gradalign.models.told import EDGE, EXTRAS, MOVES, UNKNOWN, Told, add_told, move_told
+from gradalign.models.translation import Ahead, Crossings, Reading, Translation
 from gradalign.spans import Alignment, align
 
-EXTRAS, MOVES = 32, 16  # most student tokens, at a node, of earlier crossings and of spans; the largest are kept
-_EDGE, _UNKNOWN = -1, -2
 _CELLS = 1 << 25
-_ROUNDING = float(torch.finfo(torch.float32).eps)
-
-
-@dataclass(frozen=True, eq=False)
-class Told:
-    """What is known at N nodes, as columns of one tensor, so that nodes can be gathered, cut and moved like hidden states.
-
-    `hidden_NH` are the teacher's, after its tokens that end at or before the node. `kind_N` says where the node lies: at an edge of the
-    teacher's (-1), where nothing is known (-2), or inside a token, then which bytes are written already. Masses are logarithms relative to
-    that of the text up to `hidden_NH`: `extra_NW` of student tokens `target_NW` in teacher tokens that begin earlier, `rest_N` of what was
-    too small to be kept of them; `moved_NM` of the teacher's spans that the student wrote as `to_NM`, whose first token stands for
-    `from_NM`. Ids are -1 and masses NaN where there is nothing.
-    """
-
-    hidden_NH: Float[Tensor, "N H"]
-    kind_N: Float[Tensor, " N"]
-    rest_N: Float[Tensor, " N"]
-    target_NW: Float[Tensor, "N W"]
-    extra_NW: Float[Tensor, "N W"]
-    from_NM: Float[Tensor, "N M"]
-    to_NM: Float[Tensor, "N M"]
-    moved_NM: Float[Tensor, "N M"]
-
-    @classmethod
-    def unpack(cls, states_NH: Float[Tensor, "N H"]) -> "Told":
-        """From the columns."""
-        width = states_NH.shape[1] - 2 - 2 * EXTRAS - 3 * MOVES
-        hidden, kind, rest, *others = states_NH.split([width, 1, 1, EXTRAS, EXTRAS, MOVES, MOVES, MOVES], dim=1)
-        return cls(hidden, kind[:, 0], rest[:, 0], *others)
-
-    def pack(self) -> Float[Tensor, "N H"]:
-        """To the columns, in single precision or wider."""
-        dtype = torch.promote_types(self.hidden_NH.dtype, torch.float32)
-        sides = (
-            self.kind_N[:, None],
-            self.rest_N[:, None],
-            self.target_NW,
-            self.extra_NW,
-            self.from_NM,
-            self.to_NM,
-            self.moved_NM,
-        )
-        return torch.cat([self.hidden_NH.to(dtype), *(side.to(self.hidden_NH.device, dtype) for side in sides)], dim=1)
 
 
 class CrossModel:
@@ -80,8 +36,8 @@ class CrossModel:
     matching by text (GOLD, Hugging Face 2025; compare ULD, Boizard et al., arXiv 2402.12030), but also where no student token equals z.
     The sum over m is that over covers of B (Phan et al., arXiv 2410.09303), along the teacher's own reading of the rollout.
 
-    k may also be longer than z. For those that rollouts took, up to an edge of the teacher, the chain rule gives the mass of the span,
-    prod P(z_l), which is taken from the token that stands for its first. Others share with that token what is left (`home_V`).
+    k may also be longer than z. Where k is the rollout's next teacher tokens and one more, whichever, the chain rule gives its mass,
+    prod P(z_l), which is taken from the token that stands for them till then. Others share with that token what is left (`home_V`).
 
     Where |B| is inside a teacher token, the mass of the token that ends just there is known, but not what would follow it: it is left
     untold, and goes to the student tokens that no crossing token tells, which is where it belongs if the teacher's tokenizer merges.
@@ -111,11 +67,15 @@ class CrossModel:
         moves: dict[tuple[int, int], dict[int, tuple[int, float]]] = defaultdict(dict)
         extras = []
         for spine, reading, states, tokens, path in zip(spines, readings, hidden, continuations, places, strict=True):
-            crossed, spans = self._crossed(reading, spine), self._spans(reading, spine, tokens)
-            cumulative_M1, extra = self._masses(states, reading, spine, crossed, bool(spans))
-            extras.append(extra)
+            wanted = _Wanted(self._crossed(reading, spine), self._ahead(reading, spine, len(states)))
+            spans = self._spans(reading, spine, tokens)
+            found = self._masses(states, reading, spine, wanted, bool(spans))
+            extras.append(found.extras)
+            for t, student, source, mass in found.moves:
+                moves[path[t]].setdefault(student, (source, mass))
             for t, (start, end, source) in spans.items():
-                moves[path[t]].setdefault(int(tokens[t]), (source, cumulative_M1[end] - cumulative_M1[start]))
+                mass = found.cumulative_M1[end] - found.cumulative_M1[start]
+                moves[path[t]].setdefault(int(tokens[t]), (source, mass))
         return [
             self._told(states, reading, spine, extra, [moves.get(place, {}) for place in path])
             for states, reading, spine, extra, path in zip(hidden, readings, spines, extras, places, strict=True)
@@ -132,7 +92,7 @@ class CrossModel:
         mass = torch.zeros(len(tau), self.vocabulary_size, dtype=torch.float64, device=tau.device)
         known = torch.zeros_like(mass, dtype=torch.bool)
         rest_N = told.rest_N.double().exp().nan_to_num(0.0)
-        edges = (told.kind_N == _EDGE).nonzero()[:, 0]
+        edges = (told.kind_N == EDGE).nonzero()[:, 0]
         mapped, first = self._mapped.to(tau.device), self._first.to(tau.device)
         mass[edges] = mass[edges].index_add_(1, first, tau[edges][:, mapped])
         known[edges[:, None], first] = True
@@ -143,13 +103,9 @@ class CrossModel:
             mass[rows] = mass[rows].index_add_(1, student, tau[rows][:, teacher])
             known[rows[:, None], student] = True
             rest_N[rows] += tau[rows][:, crossings.ending].sum(-1)
-        _put(mass, known, told.target_NW, told.extra_NW.double().exp())
+        add_told(mass, known, told.target_NW, told.extra_NW.double().exp())
         if bool((told.to_NM >= 0).any()):
-            least = _ROUNDING * mass
-            moved = told.moved_NM.double().exp()
-            _put(mass, known, told.to_NM, moved)
-            _put(mass, known, told.from_NM, -moved)
-            mass = torch.maximum(mass, least)
+            mass = move_told(mass, known, told)
         total_N = mass.sum(-1) + rest_N.masked_fill(known.all(-1), 0.0)
         return (mass / total_N[:, None]).clamp_min(torch.finfo(mass.dtype).tiny).log().masked_fill(~known, torch.nan)
 
@@ -195,6 +151,27 @@ class CrossModel:
                     found[t] = (start, end, source)
         return found
 
+    def _ahead(self, reading: Reading, spine: "_Spine", states: int) -> dict[int, list[tuple[int, Ahead, int]]]:
+        """By how many tokens the teacher has read: the nodes before, at edges, from which its next one makes longer student tokens whole.
+
+        With them, those student tokens, and the one that has their mass until then: the longest that the tokens read make.
+        """
+        found: dict[int, list[tuple[int, Ahead, int]]] = defaultdict(list)
+        tokens, alignment = reading.tokens_M.tolist(), spine.alignment
+        for t in range(spine.known):
+            start = int(alignment.before_T[t])
+            if alignment.written_T[t] or start >= spine.length:
+                continue
+            source, end = int(self.translation.first_V[tokens[start]]), start + 1
+            while source >= 0 and end < min(states, spine.length + 1):
+                ahead = self.translation.ahead.get(tuple(tokens[start:end]))
+                if ahead is None:
+                    break
+                found[end].append((t, ahead, source))
+                source = ahead.whole(tokens[end]) if end < spine.length and ahead.whole(tokens[end]) >= 0 else source
+                end += 1
+        return found
+
     def _stands_for(self, reading: Reading, alignment: Alignment, t: int) -> int:
         """The student token that the teacher's token at node t gives its mass to, -1 for none."""
         m = int(alignment.before_T[t])
@@ -208,35 +185,36 @@ class CrossModel:
     def _kind(self, reading: Reading, alignment: Alignment, t: int) -> int:
         m, written = int(alignment.before_T[t]), int(alignment.written_T[t])
         if not written:
-            return _EDGE
+            return EDGE
         start = int(reading.teacher_M1[m])
         return self._number(int(alignment.lead_M1[m]), reading.text[start : start + written])
 
-    def _masses(
-        self, states: Tensor, reading: Reading, spine: "_Spine", crossed: Mapping[int, list[tuple[int, Crossings]]], spans: bool
-    ) -> tuple[Float64[np.ndarray, " M1"], dict[int, dict[int, float]]]:
-        """Cumulative log-probabilities of the teacher's own tokens, and by node the log masses of student tokens in earlier crossings."""
+    def _masses(self, states: Tensor, reading: Reading, spine: "_Spine", wanted: "_Wanted", spans: bool) -> "_Masses":
+        """Log-probabilities of the teacher's own tokens along its reading, and of those that are wanted beside them."""
         cumulative_M1 = np.zeros(spine.length + 1)
-        found: dict[int, dict[int, float]] = defaultdict(dict)
-        if not crossed and not spans:
-            return cumulative_M1, found
-        earlier: list[tuple[int, int, Int64[np.ndarray, " K"], Float64[np.ndarray, " K"]]] = []
+        found = _Masses(cumulative_M1, defaultdict(dict), [])
+        if not wanted.crossed and not wanted.ahead and not spans:
+            return found
+        seen: list[tuple[int, list[Float64[np.ndarray, " K"]]]] = []
 
         def work(start: int, stop: int) -> np.ndarray:
             logprobs = self.inner.logprobs(states[start:stop])
-            for m in range(start, stop):
-                for t, crossings in crossed.get(m, ()):
-                    masses = logprobs[m - start, torch.from_numpy(crossings.teacher_K).to(logprobs.device)]
-                    earlier.append((t, m, crossings.student_K, masses.double().cpu().numpy()))
-            own = torch.from_numpy(reading.tokens_M[start:stop]).to(logprobs.device)
+            seen.extend((m, [_at(logprobs[m - start], ids) for ids in wanted.ids(m)]) for m in range(start, stop))
+            own = torch.from_numpy(np.append(reading.tokens_M, 0)[start:stop]).to(logprobs.device)
             return logprobs.gather(1, own[:, None])[:, 0].double().cpu().numpy()
 
-        cumulative_M1[1:] = np.cumsum(np.concatenate([np.zeros(0), *self.batches.over(spine.length, work)]))
-        for t, m, student_K, masses_K in earlier:
-            weight = cumulative_M1[m] - cumulative_M1[spine.alignment.before_T[t]]
-            for token, mass in zip(student_K.tolist(), (masses_K + weight).tolist(), strict=True):
-                found[t][token] = float(np.logaddexp(found[t].get(token, -np.inf), mass))
-        return cumulative_M1, found
+        own = np.concatenate([np.zeros(0), *self.batches.over(min(len(states), spine.length + 1), work)])
+        cumulative_M1[1:] = np.cumsum(own[: spine.length])
+        before_T = spine.alignment.before_T
+        for m, masses in seen:
+            crossed, ahead = wanted.crossed.get(m, []), wanted.ahead.get(m, [])
+            for (t, crossings), mass_K in zip(crossed, masses, strict=False):
+                found.add(t, crossings.student_K, mass_K + cumulative_M1[m] - cumulative_M1[before_T[t]])
+            for (t, longer, source), mass_K in zip(ahead, masses[len(crossed) :], strict=True):
+                weight = cumulative_M1[m] - cumulative_M1[before_T[t]]
+                for place in np.argsort(-mass_K)[:MOVES].tolist():
+                    found.moves.append((t, int(longer.student_K[place]), source, float(mass_K[place] + weight)))
+        return found
 
     def _told(
         self,
@@ -248,7 +226,7 @@ class CrossModel:
     ) -> Float[Tensor, "T H"]:
         nodes = len(moves)
         self._dtype = states.dtype
-        kind_N, rest_N = np.full(nodes, float(_UNKNOWN)), np.full(nodes, np.nan)
+        kind_N, rest_N = np.full(nodes, float(UNKNOWN)), np.full(nodes, np.nan)
         target, extra = np.full((nodes, EXTRAS), -1.0), np.full((nodes, EXTRAS), np.nan)
         source, to, moved = np.full((nodes, MOVES), -1.0), np.full((nodes, MOVES), -1.0), np.full((nodes, MOVES), np.nan)
         for t in range(spine.known):
@@ -265,12 +243,35 @@ class CrossModel:
         return Told(states[row_T], *columns).pack()
 
 
-def _put(mass: Tensor, known: Tensor, ids_NW: Tensor, values_NW: Tensor) -> None:
-    """Add values to the masses of their ids, which are told thereby."""
-    there = ids_NW >= 0
-    rows, ids = there.nonzero()[:, 0], ids_NW[there].long()
-    mass.index_put_((rows, ids), values_NW[there], accumulate=True)
-    known[rows, ids] = True
+def _at(logprobs_V: Float[Tensor, " V"], ids_K: Int64[np.ndarray, " K"]) -> Float64[np.ndarray, " K"]:
+    return logprobs_V[torch.from_numpy(ids_K).to(logprobs_V.device)].double().cpu().numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What is asked of the teacher's distributions along its reading, by how many tokens it has read."""
+
+    crossed: Mapping[int, list[tuple[int, Crossings]]]
+    ahead: Mapping[int, list[tuple[int, Ahead, int]]]
+
+    def ids(self, m: int) -> list[Int64[np.ndarray, " K"]]:
+        """Teacher tokens whose probabilities are wanted there."""
+        return [c.teacher_K for _, c in self.crossed.get(m, [])] + [a.teacher_K for _, a, _ in self.ahead.get(m, [])]
+
+
+@dataclass(frozen=True, eq=False)
+class _Masses:
+    """Cumulative log-probabilities of the teacher's own tokens; by node the log masses of student tokens in earlier crossings; and
+    masses to be moved, as node, student token, the token that stood for it, log mass."""
+
+    cumulative_M1: Float64[np.ndarray, " M1"]
+    extras: dict[int, dict[int, float]]
+    moves: list[tuple[int, int, int, float]]
+
+    def add(self, t: int, student_K: Int64[np.ndarray, " K"], mass_K: Float64[np.ndarray, " K"]) -> None:
+        """Add log masses to a node's extras."""
+        for token, mass in zip(student_K.tolist(), mass_K.tolist(), strict=True):
+            self.extras[t][token] = float(np.logaddexp(self.extras[t].get(token, -np.inf), mass))
 
 
 @dataclass(frozen=True, eq=False)

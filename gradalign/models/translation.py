@@ -1,5 +1,6 @@
 """From a teacher's tokens to a student's and back, by the bytes they write: which student token comes first. Knows no model."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -35,6 +36,19 @@ class Crossings:
     ending: list[int]
 
 
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """Student tokens that one more teacher token makes whole, each with that token."""
+
+    student_K: Int[np.ndarray, " K"]
+    teacher_K: Int[np.ndarray, " K"]
+
+    def whole(self, token: int) -> int:
+        """The student token that this one makes whole, -1 for none."""
+        found = self.student_K[self.teacher_K == token]
+        return int(found[0]) if len(found) else -1
+
+
 class Translation:
     """Two spellings side by side.
 
@@ -49,12 +63,13 @@ class Translation:
         self._back = _roles(student, teacher)
         self._cuts_V = self._cut(teacher.words_V)
         self.first_V = np.array([cut[0] if cut else self.pairs.get(token, -1) for token, cut in enumerate(self._cuts_V)])
-        self.home_V = self._homes()
+        spelled = teacher.write([word or b"" for word in student.words_V])
+        self.home_V = self._homes(spelled)
+        self.ahead = _ahead(spelled)
         self._crossings: dict[tuple[int, bytes], Crossings] = {}
 
-    def _homes(self) -> Int[np.ndarray, " V"]:
+    def _homes(self, cuts: Sequence[list[int] | None]) -> Int[np.ndarray, " V"]:
         """For each student token the one that has the mass of the first teacher token in its text; itself where there is none."""
-        cuts = self.teacher.write([word or b"" for word in self.student.words_V])
         found = [self._back.get(token, cut[0] if cut else -1) for token, cut in enumerate(cuts)]
         home_V = np.array([self.first_V[first] if first >= 0 else -1 for first in found])
         home_V = np.where(home_V >= 0, home_V, np.arange(len(home_V)))
@@ -156,6 +171,17 @@ class Translation:
             return np.zeros(len(tokens), dtype=bool)
         places = {*zip(edges_of([self.student.words_V[token] or b"" for token in own]).tolist(), own, strict=False)}
         return np.array([(place, token) not in places for place, token in zip(student_T1.tolist(), tokens, strict=False)])
+
+
+def _ahead(cuts: Sequence[list[int] | None]) -> dict[tuple[int, ...], Ahead]:
+    """Student tokens of several teacher tokens, by all of these but the last."""
+    found: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
+    for student, cut in enumerate(cuts):
+        if cut and len(cut) > 1:
+            found[tuple(cut[:-1])].append((student, cut[-1]))
+            for size in range(1, len(cut) - 1):
+                found[tuple(cut[:size])] += []  # so that the way there is known
+    return {before: Ahead(*np.array(pairs, dtype=np.int64).reshape(-1, 2).T) for before, pairs in found.items()}
 
 
 def _roles(source: Spelling, target: Spelling) -> dict[int, int]:
