@@ -58,6 +58,7 @@ bench: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed  ## the benchmarks' t
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ray_scaling.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/topk_teacher.py
 	SMALL=$(SMALL) LM_EVAL=$(VENV)/lm-eval $(BIN)/python benchmarks/grading.py
+	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cross_tokenizer.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,7 @@
-"""Distributions of which only the most likely tokens are told: the rest as one bucket. Torch in, torch out; knows no server."""
+"""Distributions told in part: tokens that share what is told of one, the rest as one bucket. Torch in, torch out; knows no server."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 _ROUNDING = float(torch.finfo(torch.float32).eps)
@@ -37,3 +37,25 @@ def spread_tail(
     spread_NV = torch.where(untold_NV, student_logprobs_NV + (tail_N.log().to(rest_N) - rest_N)[:, None], told_NV)
     total_N = torch.where(some_N, (sum_N + tail_N).log(), 0.0).to(spread_NV)
     return spread_NV - total_N[:, None], torch.where(some_N, tail_N.to(nothing_N), nothing_N)
+
+
+def spread_shares(
+    told_NV: Float[Tensor, "N V"], student_logprobs_NV: Float[Tensor, "N V"], home_V: Int64[Tensor, " V"]
+) -> Float[Tensor, "N V"]:
+    """What is told, with the probability of a token shared out over those that have their `home` there and are not told (NaN).
+
+    A token and the untold ones at home with it are a bucket of which only the whole is known. It is spread as the student spreads it, as
+    the tail is and for the same reason: every f-divergence is that of two coarse-grained distributions, so a lower bound. Untold tokens
+    whose home is not told either stay so. A token that is at home with itself shares with no other's.
+    """
+    guests = (home_V != torch.arange(len(home_V), device=home_V.device)).nonzero()[:, 0]
+    homes = home_V[guests]
+    mine_NG = told_NV[:, guests].isnan() & ~told_NV[:, homes].isnan()
+    own_NV = student_logprobs_NV.exp()
+    whole_NV = own_NV.index_add(1, homes, own_NV[:, guests].masked_fill(~mine_NG, 0.0))
+    found_NV = told_NV.clone()
+    row, guest = mine_NG.nonzero(as_tuple=True)
+    home, guest = homes[guest], guests[guest]
+    for member in (home, guest):
+        found_NV[row, member] = told_NV[row, home] + (student_logprobs_NV[row, member] - whole_NV[row, home].log()).to(told_NV)
+    return found_NV

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 FLOORS = [
     {"types", "visible"},
-    {"sheets", "builtin", "seeds", "inference", "sketch", "tails", "transfer", "pacing", "plugins", "endpoint"},
+    {"sheets", "builtin", "seeds", "inference", "sketch", "tails", "spans", "transfer", "pacing", "plugins", "endpoint"},
     {"tree", "questions", "contexts", "store", "objectives"},
     {"success", "models", "configurations"},
     {"alignment", "engines", "schedule", "totals"},

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradalign.tails import spread_tail
+from gradalign.tails import spread_shares, spread_tail
 
 
 @st.composite
@@ -86,3 +86,19 @@ def test_a_sum_above_one_leaves_a_distribution_and_a_tail_of_rounding():
     assert float(spread.exp().sum()) == 1.0
     assert 0 < float(tail) < 1e-6
     assert torch.isfinite(spread).all()
+
+
+def test_shares_against_their_definition():
+    torch.manual_seed(0)
+    pi = torch.log_softmax(torch.randn(3, 6, dtype=torch.float64), -1)
+    told = torch.log_softmax(torch.randn(3, 6, dtype=torch.float64), -1)
+    told[0, [1, 2]] = torch.nan
+    told[1, [1, 0]] = torch.nan
+    home = torch.tensor([0, 0, 0, 3, 4, 5])
+    found = spread_shares(told, pi, home)
+    whole = pi[0, :3].exp().sum()
+    torch.testing.assert_close(found[0, :3].exp(), told[0, 0].exp() * pi[0, :3].exp() / whole)
+    assert torch.equal(found[0, 3:], told[0, 3:])
+    assert torch.equal(found[1].isnan(), told[1].isnan())
+    assert torch.equal(found[2], told[2])
+    assert torch.equal(spread_shares(told, pi, torch.arange(6)).nan_to_num(9.0), told.nan_to_num(9.0))

@@ -13,6 +13,7 @@ from gradalign_cli.options import (
     Budget,
     ChatTemplate,
     ContextTokens,
+    CrossTokenizer,
     Demonstrations,
     Device,
     Dtype,
@@ -77,6 +78,7 @@ def contexts(
     worker_gpus: WorkerGpus = None,
     address: Address = None,
     teacher_top_k: TeacherTopK = 20,
+    cross_tokenizer: CrossTokenizer = False,
     chat_template: ChatTemplate = None,
     thinking: Thinking = "off",
     context_tokens: ContextTokens = None,
@@ -111,7 +113,7 @@ def contexts(
             questions, student, teacher or [f"ctx:{name}" for name in CONTEXTS], [objective], limit, max_tokens, rollouts=rollouts,
             demonstrations=demonstrations, teacher_rollouts=teacher_rollouts, temperature=temperature, seed=seed, dtype=dtype,
             attention=attention, quantize=quantize, trust_remote_code=trust_remote_code, thinking=thinking == "on",
-            context_tokens=context_tokens, teacher_top_k=teacher_top_k, grader=grader,
+            context_tokens=context_tokens, teacher_top_k=teacher_top_k, cross_tokenizer=cross_tokenizer, grader=grader,
             chat_template=None if chat_template is None else str(chat_template),
         )  # fmt: skip
         folder = out or default_folder(config)

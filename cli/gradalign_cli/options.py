@@ -111,4 +111,11 @@ Grader = Annotated[
         "[default: as each question says]."
     ),
 ]
+CrossTokenizer = Annotated[
+    bool,
+    typer.Option(
+        "--cross-tokenizer",
+        help="Let teachers with another tokenizer in: their probabilities are aligned by text, and approximate.",
+    ),
+]
 ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")]

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradalign.models.causal import CausalLanguageModel, Origin
-    from gradalign.models.chat import ChatCodec, require_same_vocabulary
+    from gradalign.models.chat import ChatCodec, differing_tokens, require_same_vocabulary
     from gradalign.models.loading import load_model
     from gradalign.models.memory import Batches
     from gradalign.models.names import KNOWN_NAMES, ModelSource, resolve_model
     from gradalign.models.pieces import token_pieces
     from gradalign.models.placement import SHARD, STUDENT, placed, read_placement
-    from gradalign.models.protocol import Codec, LanguageModel, LoadedModel
+    from gradalign.models.protocol import Codec, LanguageModel, LoadedModel, SharingModel
     from gradalign.models.room import crowded
     from gradalign.models.span import settle_span
     from gradalign.models.turns import Turn
@@ -30,8 +30,10 @@ __all__ = [
     "LoadedModel",
     "ModelSource",
     "Origin",
+    "SharingModel",
     "Turn",
     "crowded",
+    "differing_tokens",
     "load_model",
     "placed",
     "read_placement",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "CausalLanguageModel": "causal",
     "ChatCodec": "chat",
+    "differing_tokens": "chat",
     "require_same_vocabulary": "chat",
     "Origin": "causal",
     "load_model": "loading",
@@ -63,6 +66,7 @@ _HOMES = {
     "settle_span": "span",
     "Turn": "turns",
     "LoadOptions": "weights",
+    "SharingModel": "protocol",
 }
 
 

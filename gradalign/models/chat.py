@@ -95,16 +95,25 @@ def vocabulary_span(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def require_same_vocabulary(student: ChatCodec, teacher: ChatCodec) -> int:
-    """How many token ids mean the same to both: all, or those before the tokens that one of the two adds at its end; else refused."""
+def differing_tokens(student: ChatCodec, teacher: ChatCodec) -> list[tuple[str, int]]:
+    """Tokens that two tokenizers map to different ids, each with its ids, by id; none where one only adds tokens at its end."""
     ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     differing = sorted({*ours.items()} ^ {*theirs.items()}, key=lambda item: (item[1], item[0]))
-    span = min(vocabulary_span(student.tokenizer), vocabulary_span(teacher.tokenizer))
-    if not differing or differing[0][1] >= span:
-        return span
+    return differing if differing and differing[0][1] < _shared(student, teacher) else []
+
+
+def require_same_vocabulary(student: ChatCodec, teacher: ChatCodec) -> int:
+    """How many token ids mean the same to both: all, or those before the tokens that one of the two adds at its end; else refused."""
+    differing = differing_tokens(student, teacher)
+    if not differing:
+        return _shared(student, teacher)
     token, index = differing[0]
     tokens = {token for token, _ in differing}
     raise GradalignError(
         f"teacher {teacher.name!r} has another tokenizer than student {student.name!r}: {len(tokens):,} tokens differ, first {token!r} "
-        f"(id {index}); choose a teacher of the student's family, or compare by characters with --cross-tokenizer"
+        f"(id {index}); choose a teacher of the student's family, or give --cross-tokenizer"
     )
+
+
+def _shared(student: ChatCodec, teacher: ChatCodec) -> int:
+    return min(vocabulary_span(student.tokenizer), vocabulary_span(teacher.tokenizer))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -26,6 +26,16 @@ class LanguageModel(Protocol):
 
     def logprobs(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Log-probabilities in nats, float32 or wider, of the next token after each of N prefixes."""
+        ...
+
+
+@runtime_checkable
+class SharingModel(LanguageModel, Protocol):
+    """A model that does not tell some tokens apart: what it tells of `home_V[k]` is for token k too, where it tells nothing of k."""
+
+    @property
+    def home_V(self) -> Int64[Tensor, " V"]:
+        """For each token the one whose probability it has a part in; itself where it has its own."""
         ...
 
 

@@ -14,6 +14,7 @@ from gradalign.models import (
     LoadOptions,
     Turn,
     crowded,
+    differing_tokens,
     load_model,
     placed,
     read_placement,
@@ -90,9 +91,12 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
     turns, remarks = _turns(config.student, {name: place[name] for name in local}, shared, execution.load)
     loaded = load_model(config.student, shared)
     others = {name: _load(name, replace(shared, device=place[name]), turns.get(place[name])) for name in local}
-    fitting = [others[name].model for name in local if name in teaching]
-    span = min((_require_fit(loaded, model) for model in fitting), default=loaded.language_model.vocabulary_size)
+    strangers = _strangers(loaded, {name: others[name].model for name in local if name in teaching}, config)
+    fitting = [others[name].model for name in local if name in teaching and name not in strangers]
+    span = min((shared_span(loaded, model) for model in fitting), default=loaded.language_model.vocabulary_size)
     remarks += settle_span([loaded, *fitting], span)
+    for name, differing in strangers.items():
+        others[name] = _aligned(name, loaded, others[name], differing, config)
     for name in served_names:
         others[name] = _served(name, loaded, shared, config, name in teaching)
     remarks += opening_notices(loaded, {name: member.model for name, member in others.items()}, teachers)
@@ -144,6 +148,42 @@ def _served(name: str, student: LoadedModel, options: LoadOptions, config: RunCo
     return Member(loaded, ServerEngine(model.endpoint, loaded.codec.stop_ids, span, span))
 
 
-def _require_fit(student: LoadedModel, teacher: LoadedModel) -> int:
-    """How many token ids both share; a teacher with another tokenizer is refused."""
-    return shared_span(student, teacher)
+def _strangers(student: LoadedModel, teachers: Mapping[str, LoadedModel], config: RunConfig) -> dict[str, int]:
+    """Teachers whose tokenizer is another, where that is asked for, with how many tokens differ."""
+    found = {}
+    for name, teacher in teachers.items():
+        ours, theirs = student.codec, teacher.codec
+        if config.cross_tokenizer and isinstance(ours, ChatCodec) and isinstance(theirs, ChatCodec):
+            differing = differing_tokens(ours, theirs)
+            found |= {name: len({token for token, _ in differing})} if differing else {}
+    return found
+
+
+def _aligned(name: str, student: LoadedModel, member: Member, differing: int, config: RunConfig) -> Member:
+    """A teacher with another tokenizer over the student's tokens, aligned by text."""
+    from gradalign.models.cross import cross_tokenizer
+
+    summing = [spec for spec in config.objectives if _sums_logprobs(spec)]
+    if summing:
+        raise GradalignError(
+            f"objective {summing[0]} sums a teacher's log-probabilities over whole rollouts, and {name}, which has another tokenizer, does "
+            "not tell all of them; leave the objective out, or choose a teacher of the student's family"
+        )
+    aligned = cross_tokenizer(student, member.model)
+    ours, theirs = student.language_model.vocabulary_size, aligned.language_model.vocabulary_size
+    if ours != theirs:
+        raise GradalignError(
+            f"{name} has another tokenizer, and is aligned with all {theirs:,} tokens of the student, of which this run has {ours:,}; "
+            "score it in a run without the teachers that have fewer"
+        )
+    rough = ", ".join(spec for spec in config.objectives if not parse_objective(spec).teacherless)
+    notice = (
+        f"approximate: {name} has another tokenizer ({differing:,} tokens differ), so its probabilities are told over the student's tokens "
+        f"by the text that they write, and {rough} are approximate (the column `tail` says what is untold)"
+    )
+    return replace(member, model=replace(aligned, notices=(*aligned.notices, notice)))
+
+
+def _sums_logprobs(spec: str) -> bool:
+    outcome = parse_objective(spec).outcome
+    return outcome is not None and outcome.kind in ("future_return", "pair_weight")

@@ -22,8 +22,8 @@ class RunConfig:
     window where that is less; it is settled when the student is loaded. `thinking` is what chat templates are told that have a switch for
     it. Privileged material longer than `context_tokens` loses its middle (None: nothing is cut). `attention`, `quantize` and
     `trust_remote_code` are those of every model that is loaded here (`models.LoadOptions`). `teacher_top_k` tokens of a served teacher
-    are known at each node. `grader` is the kind of answer that every question is graded by, or the user's function as `MODULE:FUNCTION`;
-    with None each question's own kind counts.
+    are known at each node. `cross_tokenizer` lets teachers with another tokenizer in, aligned by the text of rollouts. `grader` is the kind
+    of answer that every question is graded by, or the user's function as `MODULE:FUNCTION`; with None each question's own kind counts.
     """
 
     student: str
@@ -52,6 +52,7 @@ class RunConfig:
     quantize: str | None = None
     trust_remote_code: bool = False
     teacher_top_k: int = 20
+    cross_tokenizer: bool = False
     part_size: int = 8
     grader: str | None = None
 

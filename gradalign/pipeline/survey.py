@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gradalign.configurations import TokenWeighting
-from gradalign.models import Batches, LanguageModel
+from gradalign.models import Batches, LanguageModel, SharingModel
 from gradalign.objectives import After, NodeSignals, Objective
 from gradalign.sketch import OuterSketch
-from gradalign.tails import spread_tail
+from gradalign.tails import spread_shares, spread_tail
 from gradalign.tree import PrefixTree
 
 DIVERGENCES = (
@@ -116,6 +116,7 @@ def survey_nodes(
 
     def work(start: int, stop: int) -> dict[str, np.ndarray]:
         logprobs = [model.logprobs(states[start:stop]) for model, states in zip(models, hidden, strict=True)]
+        logprobs[1:] = [_shared(model, tau, logprobs[0]) for model, tau in zip(models[1:], logprobs[1:], strict=True)]
         stepping = Stepping(sketch, flat, hidden[0][start:stop], weight_WN[:, start:stop])
         return _survey_chunk(logprobs, children.part(start, stop), objectives, ranked, stepping)
 
@@ -151,6 +152,13 @@ def _entropies(model: LanguageModel, states_NH: Tensor) -> Float[np.ndarray, " N
 
     batches = Batches(max(1, _CELLS // (4 * model.vocabulary_size)), "entropies")
     return np.concatenate(list(batches.over(len(states_NH), work)))
+
+
+def _shared(model: LanguageModel, told_NV: Tensor, student_NV: Tensor) -> Tensor:
+    """What a teacher tells, shared out over tokens that it does not tell apart."""
+    if not isinstance(model, SharingModel):
+        return told_NV
+    return spread_shares(told_NV.to(student_NV), student_NV, model.home_V.to(student_NV.device))
 
 
 @cache

@@ -1,6 +1,7 @@
 """Models whose every number is known exactly, as real engines and language models: for testing estimators against the truth."""
 
 from gradalign.testbed.automaton import Automaton, AutomatonCodec, ExactScores
+from gradalign.testbed.characters import CharacterChain, TokenView
 from gradalign.testbed.families import FAMILIES, Family, draw_family
 from gradalign.testbed.tabular import TabularCodec, TabularModel
 
@@ -8,9 +9,11 @@ __all__ = [
     "FAMILIES",
     "Automaton",
     "AutomatonCodec",
+    "CharacterChain",
     "ExactScores",
     "Family",
     "TabularCodec",
     "TabularModel",
+    "TokenView",
     "draw_family",
 ]
