@@ -69,6 +69,8 @@ def configure(
     objectives = tuple(objectives) or ("reverse_kl", "forward_kl")
     if settings.get("teacher_rollouts") is None:
         settings["teacher_rollouts"] = TEACHER_ROLLOUTS if any(map(needs_teacher_rollouts, objectives)) else 0
+    if not isinstance(settings.get("thinking", False), bool):  # "off" would be as good as on
+        raise GradalignError(f"thinking is {settings['thinking']!r}; it must be True or False")
     default_teachers = BUILTIN_TEACHERS if builtin_student else ("ctx:correct_demo",)
     return RunConfig(
         student=student,

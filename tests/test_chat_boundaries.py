@@ -89,6 +89,12 @@ def test_a_system_message_is_shown_or_known_not_to_be(family):
         assert codec.shown(prompt).index("A correct solution: 42") < codec.shown(prompt).index("What?")
 
 
+def test_where_the_system_text_has_no_turn_of_its_own_system_is_before():
+    codec = codec_of(FAMILIES["gemma3"])
+    system, before = (render_context("answer", QUESTION, MATERIAL, place) for place in ("system", "before"))
+    assert codec.prompt(system.user, system.system) == codec.prompt(before.user)
+
+
 @pytest.mark.parametrize("template", ["gemma2", "dropping"])
 def test_a_template_without_a_system_role_is_refused_with_the_mend(small, template):
     family = FAMILIES["gemma2"]

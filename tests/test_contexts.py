@@ -126,13 +126,13 @@ def test_the_words_that_the_built_in_students_know_stay_as_they_are(context):
 
 
 def test_instructions_by_kind_of_answer():
-    asked = {kind: render_question(Question("q", "?", "1", "exact")) for kind in ("exact",)}
+    exact = render_question(Question("q", "?", "1", "exact"))
     boxed = Question("q", "?", "1")
     object.__setattr__(boxed, "kind", "math")
     assert render_question(boxed) == "?\nReason step by step, then put the final answer within \\boxed{}."
     for kind in ("regex", "function", "some_later_kind"):
         object.__setattr__(boxed, "kind", kind)
-        assert render_question(boxed) == asked["exact"]
+        assert render_question(boxed) == exact
 
 
 def test_places_in_specs(tmp_path):
@@ -182,7 +182,7 @@ def test_a_built_in_template_copied_is_the_same_context(name, tmp_path):
         ("{% for a in s %}{% for b in s %}{% for c in s %}{% for d in s %}{% endfor %}{% endfor %}{% endfor %}{% endfor %}", "1 s"),
         ("{{ 9 ** (9 ** 9) }}", "longer than 1 s"),
         ("{% for a in range(99999) %}{{ s }}{% endfor %}", "more than 1,000,000 characters"),
-        ("{% set a = s * 1000000 %}{{ (a ~ a) | length }}{% set b = a * 100 %}{{ b | length }}", "too much memory"),
+        ("{% set a = s * 10000000 %}{{ a | length }}", "too much memory"),
         ("{{ 'x'.ljust(10 ** 10) }}", "too much memory"),
         ("{{ range(10 ** 9) | length }}", "too big"),
         ("{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}", "recursion"),

@@ -14,6 +14,7 @@ from gradalign.configurations import Configuration
 from gradalign.contexts import CONTEXTS, template_text
 from gradalign.findings.tokens import question_tokens
 from gradalign.handover import export_configuration
+from gradalign.types import GradalignError
 
 TEACHERS = ["ctx:none", "ctx:correct_demo", "ctx:correct_demo:before", "ctx:correct_demo:system", "ctx:summary:system"]
 SETTINGS = {"teachers": TEACHERS, "limit": 6, "demonstrations": 8, "seed": 3, "context_tokens": 6}
@@ -190,3 +191,13 @@ def test_contexts_without_another_command_screens(command, tmp_path):
     assert "ctx:answer:before" in out
     identity = gradalign.load_run(tmp_path / "r").identity
     assert (identity["thinking"], identity["context_tokens"]) == (True, None)
+
+
+def test_one_teacher_in_two_ways_and_words_for_flags_are_refused():
+    with pytest.raises(GradalignError, match="one teacher is written in two ways"):
+        configure(teachers=["ctx:answer", "ctx:answer:after"])
+    assert len(configure(teachers=["ctx:answer", "ctx:answer:before"]).teachers) == 2
+    with pytest.raises(GradalignError, match="thinking is 'off'; it must be True or False"):
+        configure(teachers=["ctx:answer"], thinking="off")
+    with pytest.raises(GradalignError, match="context_tokens is 0"):
+        configure(teachers=["ctx:answer"], context_tokens=0)

@@ -55,7 +55,15 @@ class Apart:
     def _started(self) -> "subprocess.Popen[str]":
         if self._child is None or self._child.poll() is not None:
             self._end()
-            self._child = subprocess.Popen(
+            self._child = self._start()
+            if not self._exchanged(self._child, None, _START):
+                self._end()
+                raise TemplateFault(f"the process that was started for it with {sys.executable} does not answer")
+        return self._child
+
+    def _start(self) -> "subprocess.Popen[str]":
+        try:
+            return subprocess.Popen(
                 [sys.executable, sandbox.__file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -63,10 +71,8 @@ class Apart:
                 encoding="ascii",
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
-            if not self._exchanged(self._child, None, _START):
-                self._end()
-                raise TemplateFault(f"no process could be started for it with {sys.executable}")
-        return self._child
+        except OSError as error:
+            raise TemplateFault(f"no process could be started for it with {sys.executable} ({error})") from error
 
     def _exchanged(self, child: "subprocess.Popen[str]", line: str | None, seconds: float) -> str:
         """What the process answers, empty if it ended or was too slow."""

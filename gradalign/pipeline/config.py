@@ -1,7 +1,7 @@
 """What a run is: every setting that its rows depend on, and apart from them those that only say how it is carried out."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gradalign.configurations import parse_tokens
@@ -83,6 +83,8 @@ class RunConfig:
                 raise GradalignError(f"a {kind} is given twice among {', '.join(specs)}; give each once")
             for spec in specs:
                 parse(spec)
+        if len({replace(parse_teacher(spec), name="") for spec in self.teachers}) < len(self.teachers):
+            raise GradalignError(f"one teacher is written in two ways among {', '.join(self.teachers)}; give each once")
         if all(parse_objective(spec).teacherless for spec in self.objectives):
             raise GradalignError(
                 f"{', '.join(self.objectives)} looks at rewards alone, and does not say which nodes matter; give an objective with a "
