@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-AnswerKind = Literal["numeric", "boolean", "choice", "exact"]
+AnswerKind = Literal["numeric", "boolean", "choice", "exact", "math", "regex", "function"]
 StopReason = Literal["stop", "length"]
 Outcome = Literal["right", "wrong", "ungradable"]
 
