@@ -45,7 +45,9 @@ def parse_columns(texts: Sequence[str]) -> dict[str, str]:
         if not equals or name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise GradalignError(f"--map {piece.strip()!r} is not understood{hint}; write NAME=COLUMN with a name of {', '.join(NAMES)}")
+            raise GradalignError(
+                f"--map {piece.strip()!r} is not understood{hint}; write NAME=COLUMN with a name of {', '.join(NAMES)}"
+            )
         if name in found:
             raise GradalignError(f"--map names a column for {name} twice; give each once")
         if not column and name in ("question", "answer"):
@@ -116,7 +118,9 @@ class Columns:
             name = f"{group}-{self.numbers[group]}" if group else f"q{self.numbers[group]}"
         name = name if self.label is None else f"{self.label}-{name}"
         if len(name) > LONGEST_ID:
-            raise ValueError(f"the id has {len(name):,} characters; give one of at most {LONGEST_ID}, or number them with --map id=")
+            raise ValueError(
+                f"the id has {len(name):,} characters; give one of at most {LONGEST_ID}, or number them with --map id="
+            )
         return name
 
 
@@ -141,7 +145,9 @@ def _mapped(record: Mapping[str, Any], name: str, column: str) -> Any:
 
 def _present(value: Any) -> bool:
     """Is there a value? None, not-a-number, and empty text are none."""
-    return not (value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()))
+    return not (
+        value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip())
+    )
 
 
 def _text(value: Any, what: str) -> str:
@@ -180,7 +186,9 @@ def _choices(value: Any, answer: Any) -> tuple[tuple[str, ...], str | None]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise ValueError("choices are text but not a JSON list; write them as JSON, or map several columns: choices=A+B+C+D") from error
+            raise ValueError(
+                "choices are text but not a JSON list; write them as JSON, or map several columns: choices=A+B+C+D"
+            ) from error
     labels: list[str] = []
     if isinstance(value, Mapping) and {"text", "label"} <= value.keys() and isinstance(value["label"], list):
         labels, value = [str(label).strip() for label in value["label"]], value["text"]
@@ -240,7 +248,9 @@ def _stated(solution: str) -> tuple[str, str | None, str | None]:
     if said is not None and said != solution.strip():
         return said.strip("$ "), None, solution
     if "\n" in solution.strip() or not solution.strip():
-        raise ValueError("its solution states no answer; end it in \\boxed{...} or 'Answer: ...', or name a column with --map answer=COLUMN")
+        raise ValueError(
+            "its solution states no answer; end it in \\boxed{...} or 'Answer: ...', or name a column with --map answer=COLUMN"
+        )
     return solution.strip("$ "), None, None
 
 

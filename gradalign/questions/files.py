@@ -35,7 +35,7 @@ def files_of(path: Path, split: str | None, source: str) -> Sequence[Path]:
     layout = file_layout(_within(path))
     if not layout:
         raise GradalignError(f"folder {source} holds no questions; {_KNOWN}")
-    return [path / file for file in choose(layout, None, split, source)]
+    return [path / file for file in choose(layout, None, split, source, "give the folder or the file of one")]
 
 
 def read_records(path: Path, source: str) -> Iterator[Record]:
@@ -90,7 +90,9 @@ def _json(path: Path, source: str) -> Iterator[Record]:
     if isinstance(found, dict):
         lists = [value for value in found.values() if isinstance(value, list) and all(isinstance(one, dict) for one in value)]
         if len(lists) != 1:
-            raise GradalignError(f"{source} is an object with {len(lists)} lists of objects; give a list of objects, or an object with one list")
+            raise GradalignError(
+                f"{source} is an object with {len(lists)} lists of objects; give a list of objects, or an object with one list"
+            )
         found = lists[0]
     if not isinstance(found, list):
         raise GradalignError(f"{source} is neither a list nor an object with a list; give a list of objects")
@@ -134,7 +136,9 @@ def _comma_separated(path: Path, source: str) -> Iterator[Record]:
                 if row:
                     yield where, _cells(header, row, f"{source}, {where}")
         except UnicodeDecodeError as error:
-            raise GradalignError(f"{source}, line {line} or after: not UTF-8 ({error.reason}); save the file in UTF-8") from error
+            raise GradalignError(
+                f"{source}, line {line} or after: not UTF-8 ({error.reason}); save the file in UTF-8"
+            ) from error
         except csv.Error as error:
             raise GradalignError(f"{source}, line {line}: {error}; mend the quotes of this row") from error
 

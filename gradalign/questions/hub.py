@@ -36,7 +36,7 @@ def fetched(source: HubSource, part: Part, split: str | None) -> list[Path]:
                 fault, offline = error, True
                 files = repository_files(part.repository, revision, offline)
             if layout := file_layout(files):
-                chosen = choose(layout, part.configuration, wanted, what)
+                chosen = choose(layout, part.configuration, wanted, what, "put one behind its name and a colon")
                 return [fetch(part.repository, revision, file, offline) for file in chosen]
         except (EntryNotFoundError, RevisionNotFoundError) as error:
             fault = fault or error

@@ -32,8 +32,10 @@ def file_layout(files: Iterable[str]) -> Layout:
     return found
 
 
-def choose(layout: Layout, configuration: str | None, split: str | None, what: str) -> Sequence[str]:
+def choose(layout: Layout, configuration: str | None, split: str | None, what: str, mend: str) -> Sequence[str]:
     """The files of a configuration's split; without a name the only or the default one. `what` is whose they are, in words.
+
+    `mend` says how to name a configuration.
 
     A configuration may also be a file called after it, which then has a single split, `train`.
     """
@@ -41,7 +43,7 @@ def choose(layout: Layout, configuration: str | None, split: str | None, what: s
     if configuration is None:
         configuration = "default" if "default" in configurations else configurations[0]
         if configuration != "default" and len(configurations) > 1:
-            raise GradalignError(f"{what} has several configurations; put one behind its name and a colon: {_listed(configurations)}")
+            raise GradalignError(f"{what} has several configurations; {mend}: {_listed(configurations)}")
     splits = {name: files for (of, name), files in layout.items() if of == configuration}
     if not splits and ("default", configuration) in layout:
         splits = {"train": layout["default", configuration]}

@@ -44,7 +44,9 @@ def sampled(questions: Iterable[Question], count: int, seed: int) -> list[Questi
     def rank(place: tuple[int, Question]) -> tuple[int, int]:
         return seed_of(seed, "sample", place[1].text, *place[1].choices, place[1].answer), place[0]
 
-    return [question for _, question in sorted(heapq.nsmallest(count, enumerate(questions), key=rank), key=lambda place: place[0])]
+    return [
+        question for _, question in sorted(heapq.nsmallest(count, enumerate(questions), key=rank), key=lambda place: place[0])
+    ]
 
 
 def _questions(source: str, split: str | None, mapping: Mapping[str, str]) -> Iterator[Question]:
