@@ -181,7 +181,7 @@ def _message(value: Any) -> str:
 
 
 def _choices(value: Any, answer: Any) -> tuple[tuple[str, ...], str | None]:
-    """Options, and the letter of the answer where it is told by place: an integer from 0, or one of the labels that stand with the options."""
+    """Options, and the letter of the answer where its place is told: an integer from 0, or one of the labels beside the options."""
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
