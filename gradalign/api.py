@@ -29,7 +29,8 @@ from gradalign.pipeline import (
     parse_budget,
 )
 from gradalign.plugins import fingerprints as fingerprint_functions
-from gradalign.questions import load_questions, parse_columns
+from gradalign.plugins import imported
+from gradalign.questions import load_questions, parse_columns, regraded
 from gradalign.seeds import seed_of
 from gradalign.store import Place, Run, RunFolder, load_run
 from gradalign.types import Question
@@ -120,6 +121,8 @@ def _identity(config: RunConfig, facts: Facts, questions: Sequence[Question]) ->
     """Everything that rows depend on, as run.json keeps it."""
     teachers = [parse_teacher(spec) for spec in config.teachers]
     brought = [o.function for o in map(parse_objective, config.objectives) if o.function is not None]
+    grader = None if config.grader_function is None else imported(config.grader_function)
+    brought += [] if grader is None else [grader]
     return (
         config.as_dict()
         | {f"weights of {name}": value for name, value in facts.fingerprints.items()}
@@ -147,12 +150,12 @@ def run_forecast(
 
 
 def _chosen(config: RunConfig, questions: Sequence[Question] | None) -> Sequence[Question]:
-    """The questions that a run is given, else those that its settings name."""
-    if questions is not None:
-        return tuple(questions)
-    columns = parse_columns(config.columns)
-    source = {"split": config.split, "columns": columns, "sample": config.sample, "seed": config.seed}
-    return load_questions(config.questions, config.limit, **source)
+    """The questions that a run is given, else those that its settings name, under its grader where it has one."""
+    if questions is None:
+        columns = parse_columns(config.columns)
+        source = {"split": config.split, "columns": columns, "sample": config.sample, "seed": config.seed}
+        questions = load_questions(config.questions, config.limit, **source)
+    return tuple(questions if config.grader is None else (regraded(question, config.grader) for question in questions))
 
 
 def _with_length(config: RunConfig, window: int) -> RunConfig:

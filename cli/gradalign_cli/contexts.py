@@ -17,6 +17,7 @@ from gradalign_cli.options import (
     Executor,
     Filter,
     FilterRollouts,
+    Grader,
     Limit,
     Map,
     MaxTokens,
@@ -52,6 +53,7 @@ def contexts(
     demonstrations: Demonstrations = 8,
     columns: Map = None,
     split: Split = None,
+    grader: Grader = None,
     limit: Limit = None,
     sample: Sample = None,
     filter_by: Filter = None,
@@ -105,7 +107,7 @@ def contexts(
             questions, student, teacher or [f"ctx:{name}" for name in CONTEXTS], [objective], limit, max_tokens, rollouts=rollouts,
             demonstrations=demonstrations, teacher_rollouts=teacher_rollouts, temperature=temperature, seed=seed, dtype=dtype,
             teacher_top_k=teacher_top_k, columns=tuple(columns or ()), split=split, sample=sample, filter=filter_by,
-            filter_rollouts=filter_rollouts, chat_template=None if chat_template is None else str(chat_template),
+            filter_rollouts=filter_rollouts, grader=grader, chat_template=None if chat_template is None else str(chat_template),
         )  # fmt: skip
         folder = out or default_folder(config)
         execution = Execution(

@@ -99,4 +99,11 @@ Address = Annotated[
 TeacherTopK = Annotated[
     int, typer.Option(help="Most likely tokens that a served teacher tells at each place; the rest is one bucket.", min=1)
 ]
+Grader = Annotated[
+    str | None,
+    typer.Option(
+        help="What grades every question: numeric, boolean, choice, exact, math, regex, or your own function as MODULE:FUNCTION "
+        "[default: as each question says]."
+    ),
+]
 ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")]

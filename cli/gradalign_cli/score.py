@@ -20,6 +20,7 @@ from gradalign_cli.options import (
     Executor,
     Filter,
     FilterRollouts,
+    Grader,
     Limit,
     Map,
     MaxTokens,
@@ -124,6 +125,7 @@ def score(
     ] = "pps",
     columns: Map = None,
     split: Split = None,
+    grader: Grader = None,
     limit: Limit = None,
     sample: Sample = None,
     filter_by: Filter = None,
@@ -167,6 +169,7 @@ def score(
         "sample": sample,
         "filter": filter_by,
         "filter_rollouts": filter_rollouts,
+        "grader": grader,
         "chat_template": None if chat_template is None else str(chat_template),
     }
     with ProgressDisplay() as progress:

@@ -10,7 +10,8 @@ from gradalign.endpoint import PREFIX, parse_address
 from gradalign.models import read_placement
 from gradalign.objectives import parse_objective
 from gradalign.pipeline.pass_rates import parse_filter
-from gradalign.questions import parse_columns
+from gradalign.plugins import imported
+from gradalign.questions import KINDS, parse_columns
 from gradalign.types import GradalignError
 
 
@@ -23,6 +24,7 @@ class RunConfig:
 
     `tokens` are token weightings, beyond all tokens alike, that steps are kept under. `max_tokens` None means 1,024, or half the student's
     window where that is less; it is settled when the student is loaded. `teacher_top_k` tokens of a served teacher are known at each node.
+    `grader` is the kind of answer that every question is graded by, or the user's function as `MODULE:FUNCTION`; None leaves it to the questions.
     """
 
     student: str
@@ -52,6 +54,7 @@ class RunConfig:
     sample: int | None = None
     filter: str | None = None
     filter_rollouts: int = 8
+    grader: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense, in a line each."""
@@ -67,6 +70,8 @@ class RunConfig:
             raise GradalignError(f"candidate_mass is {self.candidate_mass}; it must be above 0 and at most 1")
         if self.node_selection not in ("pps", "top"):
             raise GradalignError(f"node_selection is {self.node_selection!r}; choose pps or top")
+        if self.grader is not None and self.grader not in KINDS and imported(self.grader) is None:
+            raise GradalignError(f"unknown grader {self.grader!r}; choose from {', '.join(KINDS)}, or give MODULE:FUNCTION")
         if self.allocation not in ("adaptive", "fixed"):
             raise GradalignError(f"allocation is {self.allocation!r}; choose adaptive or fixed")
         for kind, specs, parse in (("teacher", self.teachers, parse_teacher), ("objective", self.objectives, parse_objective)):
@@ -98,6 +103,11 @@ class RunConfig:
         """How many pairs of teacher and objective are compared; an objective without a teacher counts once."""
         alone = sum(parse_objective(spec).teacherless for spec in self.objectives)
         return len(self.teachers) * (len(self.objectives) - alone) + alone
+
+    @property
+    def grader_function(self) -> str | None:
+        """The user's own grader as `MODULE:FUNCTION`, if one is named."""
+        return None if self.grader in KINDS else self.grader
 
     @property
     def longest(self) -> int:

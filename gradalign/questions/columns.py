@@ -12,11 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradalign.questions.grading import is_number, read_answer, stated_answer
+from gradalign.questions.grading import KINDS, answer_fault
+from gradalign.questions.numbers import is_number
+from gradalign.questions.stated import stated_answer
 from gradalign.seeds import seed_of
 from gradalign.types import GradalignError, Question
 
-KINDS = ("numeric", "boolean", "choice", "exact", "math")
 MOST_CHOICES = 26
 LONGEST_ID = 256
 
@@ -82,8 +83,9 @@ class Columns:
         if _present(cells.get("passage")):
             text = f"{_text(cells['passage'], 'the passage')}\n\n{text if text.endswith('?') else text + '?'}"
         question = Question(name, text, answer, kind, choices, solution, _optional(cells, "difficulty"))  # pyright: ignore[reportArgumentType]
-        if read_answer(question, answer) is None:
-            raise ValueError(f"the answer {answer!r} is not one that a {kind} grader can read")
+        fault = answer_fault(question)
+        if fault:
+            raise ValueError(fault)
         return question
 
     def _cells(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,7 +247,7 @@ def _stated(solution: str) -> tuple[str, str | None, str | None]:
     if marked := _MARKED.search(solution):
         return marked[1].strip(), None, f"{solution[: marked.start()].strip()}\nAnswer: {marked[1].strip()}".strip()
     said = stated_answer(solution)
-    if said is not None and said != solution.strip():
+    if said is not None and said.strip("$ ") != solution.strip("$ \n"):
         return said.strip("$ "), None, solution
     if "\n" in solution.strip() or not solution.strip():
         raise ValueError(

@@ -27,7 +27,7 @@ from gradalign.store.places import PARTIAL, Place, is_file, place_of, read_parqu
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
-FORMAT = 6
+FORMAT = 7
 Rows = Mapping[str, list[dict[str, Any]] | pa.Table]
 _OURS = {PARTIAL, ".lock", LOG, "lease.json"}
 
