@@ -123,8 +123,9 @@ def _decoded(raw: bytes, where: str) -> str:
 
 def _comma_separated(path: Path, source: str) -> Iterator[Record]:
     """Rows under a header; an empty cell is a missing one."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    with path.open("rb") as file:
+        lines = (_decoded(raw, f"{source}, line {number}") for number, raw in enumerate(file, start=1))
+        rows = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         line = 1
         try:
             header = next(rows, [])
@@ -135,10 +136,6 @@ def _comma_separated(path: Path, source: str) -> Iterator[Record]:
                 where, line = f"line {line}", rows.line_num + 1
                 if row:
                     yield where, _cells(header, row, f"{source}, {where}")
-        except UnicodeDecodeError as error:
-            raise GradalignError(
-                f"{source}, line {line} or after: not UTF-8 ({error.reason}); save the file in UTF-8"
-            ) from error
         except csv.Error as error:
             raise GradalignError(f"{source}, line {line}: {error}; mend the quotes of this row") from error
 
