@@ -20,7 +20,12 @@ BOOLQ = [
 ]
 LETTERS = ["A", "B", "C", "D"]
 MMLU = [
-    {"question": "Which bone is in the hand?", "subject": "anatomy", "choices": ["Femur", "Scaphoid", "Tibia", "Ulna"], "answer": 1},
+    {
+        "question": "Which bone is in the hand?",
+        "subject": "anatomy",
+        "choices": ["Femur", "Scaphoid", "Tibia", "Ulna"],
+        "answer": 1,
+    },
     {"question": "How many lungs has a person?", "subject": "anatomy", "choices": ["0", "1", "2", "3"], "answer": 2},
     {"question": "Which of these is a star?", "subject": "astronomy", "choices": ["Mars", "Io", "Moon", "Vega"], "answer": 3},
 ]
@@ -50,8 +55,22 @@ MATH500 = [
     },
 ]
 AIME_2024 = [
-    {"id": 60, "problem": "Find $x+y$.", "solution": "So \\boxed{025}.", "answer": "025", "url": "https://example.org/60", "year": "2024"},
-    {"id": 61, "problem": "Find $n$.", "solution": "So \\boxed{809}.", "answer": "809", "url": "https://example.org/61", "year": "2024"},
+    {
+        "id": 60,
+        "problem": "Find $x+y$.",
+        "solution": "So \\boxed{025}.",
+        "answer": "025",
+        "url": "https://example.org/60",
+        "year": "2024",
+    },
+    {
+        "id": 61,
+        "problem": "Find $n$.",
+        "solution": "So \\boxed{809}.",
+        "answer": "809",
+        "url": "https://example.org/61",
+        "year": "2024",
+    },
 ]
 AIME_2025 = [{"problem_idx": 1, "problem": "Find $a$.", "answer": 70, "problem_type": ["Algebra"]}]
 AIME_2026 = [{"problem_idx": 1, "answer": 277, "problem": "Find $b$."}]

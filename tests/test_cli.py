@@ -298,11 +298,26 @@ def test_where_a_filter_leaves_nothing_the_command_says_so_in_a_line(gradalign, 
 
 
 def test_questions_are_chosen_by_columns_split_and_sample(gradalign, tmp_path):
-    (tmp_path / "exam.csv").write_text("QUERY,KEY,HINT\n" + "".join(f"What is {i}+1?,{i + 1},Answer: {i + 1}\n" for i in range(9)))
-    tiny = ["--rollouts", "4", "--budget", "8", "--demonstrations", "1", "--teacher", "ctx:reference", "--out", "r", "--sample", "3"]
+    (tmp_path / "exam.csv").write_text(
+        "QUERY,KEY,HINT\n" + "".join(f"What is {i}+1?,{i + 1},Answer: {i + 1}\n" for i in range(9))
+    )
+    tiny = [
+        "--rollouts",
+        "4",
+        "--budget",
+        "8",
+        "--demonstrations",
+        "1",
+        "--teacher",
+        "ctx:reference",
+        "--out",
+        "r",
+        "--sample",
+        "3",
+    ]
     code, _, err = gradalign("score", "exam.csv", *tiny, "--map", "question=QUERI,answer=KEY")
     assert (code, "the nearest are QUERY" in err) == (2, True)
-    code, out, err = gradalign("score", "exam.csv", *tiny, "--map", "question=QUERY,answer=KEY,solution=HINT")
+    code, _, err = gradalign("score", "exam.csv", *tiny, "--map", "question=QUERY,answer=KEY,solution=HINT")
     assert code == 0, err
     run = load_run(tmp_path / "r")
     assert len(run.questions) == 3

@@ -45,7 +45,9 @@ def filter_seeds(count: int, rollouts: int = 6) -> dict[str, set[int]]:
     return {f"q{i}": {seed_of(0, f"q{i}", "filter", r) for r in range(rollouts)} for i in range(count)}
 
 
-def test_questions_outside_are_skipped_with_what_was_counted_and_the_others_have_the_rows_of_a_run_without_a_filter(tabular, tmp_path):
+def test_questions_outside_are_skipped_with_what_was_counted_and_the_others_have_the_rows_of_a_run_without_a_filter(
+    tabular, tmp_path
+):
     asked = Asked(tabular)
     run = scored(tabular, tmp_path / "r", asked=asked)
     skipped = run.skipped.set_index("question")
@@ -76,7 +78,10 @@ def test_parts_do_not_matter_to_who_is_left_out(tabular, tmp_path):
     one, other = (scored(tabular, tmp_path / str(size), part_size=size) for size in (3, 12))
     assert {*one.skipped.question} == {*other.skipped.question}
     columns = ["question", "reason", "detail"]
-    assert one.skipped[columns].sort_values("question").values.tolist() == other.skipped[columns].sort_values("question").values.tolist()
+    assert (
+        one.skipped[columns].sort_values("question").values.tolist()
+        == other.skipped[columns].sort_values("question").values.tolist()
+    )
 
 
 def test_a_larger_budget_asks_the_filter_nothing_again(tabular, tmp_path):
@@ -116,13 +121,29 @@ def test_choosing_by_other_rollouts_leaves_the_pass_rate_of_those_kept_unbiased(
 def test_where_all_are_left_out_every_reader_says_so_in_a_line(tabular, tmp_path):
     run = scored(tabular, tmp_path / "r", filter="pass_rate:0.99-1", filter_rollouts=16)
     assert len(run.skipped) == len(run.questions) == 12
-    with pytest.raises(GradalignError, match=r"no question could be scored .*12 questions skipped, pass rate outside 0\.99-1") as caught:
+    with pytest.raises(
+        GradalignError, match=r"no question could be scored .*12 questions skipped, pass rate outside 0\.99-1"
+    ) as caught:
         rank(run)
     assert "\n" not in str(caught.value)
     assert "pass rate outside 0.99-1" in write_report(run).path.read_text()
 
 
-HOSTILE = ("../../x", "/etc/passwd", "C:\\x", "a/b", "..", "\x1b[31mred", "a\nb", "con", "x" * 256, "\u202ex", "-rf", "~", "%2e%2e")
+HOSTILE = (
+    "../../x",
+    "/etc/passwd",
+    "C:\\x",
+    "a/b",
+    "..",
+    "\x1b[31mred",
+    "a\nb",
+    "con",
+    "x" * 256,
+    "\u202ex",
+    "-rf",
+    "~",
+    "%2e%2e",
+)
 
 
 def test_ids_that_look_like_paths_name_no_file(tabular, tmp_path):
@@ -141,7 +162,9 @@ def test_ids_that_look_like_paths_name_no_file(tabular, tmp_path):
     assert sorted(path.name for path in place.parent.iterdir()) == ["run"]
 
 
-@pytest.mark.parametrize("text", ["pass_rate", "pass_rate:0.9-0.1", "pass_rate:0-2", "length:1-2", "pass_rate:0.1", "pass_rate:-1-1", ""])
+@pytest.mark.parametrize(
+    "text", ["pass_rate", "pass_rate:0.9-0.1", "pass_rate:0-2", "length:1-2", "pass_rate:0.1", "pass_rate:-1-1", ""]
+)
 def test_filters_that_cannot_be_meant_are_refused(text):
     with pytest.raises(GradalignError, match="write pass_rate:LOW-HIGH"):
         configure(filter=text)

@@ -41,7 +41,10 @@ def test_every_format_holds_the_same_questions(tmp_path):
 FAULTS = {
     "broken.parquet": (b"PAR1 and no more", "broken.parquet is damaged or no parquet file"),
     "empty.parquet": (b"", "empty.parquet is damaged"),
-    "noanswer.csv": ("question,reply\nx,1\n", r"line 2: it has no column for the answer \(columns: question, reply\).*--map answer=COLUMN"),
+    "noanswer.csv": (
+        "question,reply\nx,1\n",
+        r"line 2: it has no column for the answer \(columns: question, reply\).*--map answer=COLUMN",
+    ),
     "wide.csv": ("question,answer\nx,1,2\n", "line 2: 3 cells under 2 columns"),
     "twice.csv": ("question,answer,answer\nx,1,2\n", "line 1: two columns have the same name"),
     "quotes.csv": ('question,answer\nx,1\n"y" z,2\n', "line 3: .*mend the quotes"),
@@ -56,10 +59,19 @@ FAULTS = {
     "texts.json": ('["a", "b"]', "record 1: not an object"),
     "cut.json": ('[{"question": "x"', "not JSON"),
     "nan.jsonl": ('{"question": "x", "answer": NaN}', "line 1: the answer is missing"),
-    "mixed.jsonl": ('{"question": "x", "answer": 1}\n{"question": "y", "answer": {"a": 1}}', "line 2: the answer is neither text nor"),
-    "same.jsonl": ('{"id": 1, "question": "x", "answer": 1}\n{"id": "1", "question": "y", "answer": 1}', "'1' twice; .*--map id="),
+    "mixed.jsonl": (
+        '{"question": "x", "answer": 1}\n{"question": "y", "answer": {"a": 1}}',
+        "line 2: the answer is neither text nor",
+    ),
+    "same.jsonl": (
+        '{"id": 1, "question": "x", "answer": 1}\n{"id": "1", "question": "y", "answer": 1}',
+        "'1' twice; .*--map id=",
+    ),
     "long.jsonl": (json.dumps({"id": "x" * 300, "question": "x", "answer": 1}), "the id has 300 characters"),
-    "many.jsonl": ('{"question": "x", "answer": 7, "choices": ["a", "b"]}', "answer 7 is none of 2 choices, which integers count from 0"),
+    "many.jsonl": (
+        '{"question": "x", "answer": 7, "choices": ["a", "b"]}',
+        "answer 7 is none of 2 choices, which integers count from 0",
+    ),
     "options.csv": ("question,answer,choices\nx,A,['a' 'b']\n", "text but not a JSON list"),
     "notes.txt": ("question", "of no kind that is read"),
 }
@@ -86,7 +98,13 @@ def test_columns_are_named_by_the_user(tmp_path):
     file = str(table(tmp_path / "exam.csv", rows))
     columns = parse_columns(["question=QUERY, long,answer=KEY", "choices=A+B+C,solution=hint"])
     (found,) = load_questions(file, columns=columns)
-    assert (found.text, found.choices, found.answer, found.solution, found.id) == ("Which?", ("red", "blue"), "B", "Look.", "../x")
+    assert (found.text, found.choices, found.answer, found.solution, found.id) == (
+        "Which?",
+        ("red", "blue"),
+        "B",
+        "Look.",
+        "../x",
+    )
     assert load_questions(file, columns=columns | {"id": ""})[0].id == "q1"
     with pytest.raises(GradalignError, match=r"--map answer=KEI: there is no column 'KEI'; the nearest are KEY"):
         load_questions(file, columns=columns | {"answer": "KEI"})
@@ -128,7 +146,7 @@ def test_of_a_long_file_no_more_is_read_than_is_asked_for(tmp_path):
         with file.open("ab") as end:
             end.write(b"\xff\xfe broken\n" * 20_000)
         assert len(load_questions(str(file), 8)) == 8
-        with pytest.raises(GradalignError, match="not UTF-8|not JSON"):
+        with pytest.raises(GradalignError, match=r"not UTF-8|not JSON"):
             load_questions(str(file))
 
 
@@ -152,7 +170,9 @@ def test_a_sample_is_seeded_and_knows_no_order(tmp_path):
     assert sorted(chosen) == sorted(q.text for q in load_questions(backward, sample=10, seed=1))
     assert chosen != [q.text for q in load_questions(forward, sample=10, seed=2)]
     assert {q.text for q in load_questions(forward, sample=4, seed=1)} < {*chosen}
-    assert [q.text for q in load_questions(forward)].index(chosen[0]) < [q.text for q in load_questions(forward)].index(chosen[1])
+    assert [q.text for q in load_questions(forward)].index(chosen[0]) < [q.text for q in load_questions(forward)].index(
+        chosen[1]
+    )
     assert {q.text for q in load_questions(forward, 12, sample=10)} <= {row["question"] for row in PLAIN[:12]}
     assert len(load_questions(forward, sample=99)) == 30
     drawn = [{q.text for q in load_questions(forward, sample=10, seed=seed)} for seed in range(60)]
@@ -173,5 +193,5 @@ def test_splits_are_asked_of_what_has_them(tmp_path):
 
 
 def test_a_name_that_is_no_set_is_answered_with_those_that_are():
-    with pytest.raises(GradalignError, match="no such question set or file: bolq; .*one of boolq, mmlu"):
+    with pytest.raises(GradalignError, match=r"no such question set or file: bolq; .*one of boolq, mmlu"):
         load_questions("bolq")

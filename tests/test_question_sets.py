@@ -6,8 +6,21 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RevisionNotFoundError
-from question_excerpts import AIME_2024, AIME_2025, AIME_2026, ARC, BOOLQ, GPQA, GSM8K, LETTERS, MATH500, MMLU, class_labels
-from question_excerpts import parquet, table
+from question_excerpts import (
+    AIME_2024,
+    AIME_2025,
+    AIME_2026,
+    ARC,
+    BOOLQ,
+    GPQA,
+    GSM8K,
+    LETTERS,
+    MATH500,
+    MMLU,
+    class_labels,
+    parquet,
+    table,
+)
 
 from gradalign.questions import grade, hub, load_questions
 from gradalign.types import GradalignError
@@ -141,7 +154,9 @@ def test_a_gated_set_says_to_log_in_and_shows_no_token(monkeypatch):
 @pytest.mark.parametrize(("source", "repository"), [("boolq", "google/boolq"), ("hf://nobody/nothing:some", "nobody/nothing")])
 def test_without_a_network_the_fault_names_set_repository_and_mend(source, repository):
     """The hub's real client, which is told in conftest.py that it is offline."""
-    with pytest.raises(GradalignError, match=f"{source} .{repository} on the hub.* could not be read: no network.*local file") as caught:
+    with pytest.raises(
+        GradalignError, match=f"{source} .{repository} on the hub.* could not be read: no network.*local file"
+    ) as caught:
         load_questions(source)
     assert "\n" not in str(caught.value)
 
@@ -165,7 +180,9 @@ def test_where_the_connection_fails_what_was_fetched_before_is_read(tmp_path, mo
 def test_any_set_of_the_hub_by_its_name_and_configuration(fake_hub):
     for configuration in ("easy", "hard"):
         for split in ("test", "validation"):
-            fake_hub("me/mine", CONVERTED, f"{configuration}/{split}/0000.parquet", [{"question": configuration, "answer": split}])
+            fake_hub(
+                "me/mine", CONVERTED, f"{configuration}/{split}/0000.parquet", [{"question": configuration, "answer": split}]
+            )
     (question,) = load_questions("hf://me/mine:hard")
     assert (question.text, question.answer) == ("hard", "test")
     assert load_questions("hf://me/mine:hard", split="validation")[0].answer == "validation"
@@ -190,13 +207,18 @@ def test_a_set_without_data_files_is_refused_and_its_script_never_looked_at(fake
 
 def test_choices_of_arc_and_answers_by_their_labels(tmp_path):
     file = tmp_path / "arc.jsonl"
-    file.write_text(json.dumps(ARC) + "\n" + json.dumps(ARC | {"id": "b", "choices": json.dumps(ARC["choices"]), "answerKey": "3"}))
+    file.write_text(
+        json.dumps(ARC) + "\n" + json.dumps(ARC | {"id": "b", "choices": json.dumps(ARC["choices"]), "answerKey": "3"})
+    )
     first, second = load_questions(str(file))
     assert (first.choices, first.answer, second.answer) == (("iron", "water", "oxygen"), "B", "C")
 
 
 def test_classes_read_by_name_and_hidden_labels_refused(tmp_path):
-    rows = [{"question": "is it", "passage": "It is.", "answer": 1}, {"question": "is it not", "passage": "It is.", "answer": 0}]
+    rows = [
+        {"question": "is it", "passage": "It is.", "answer": 1},
+        {"question": "is it not", "passage": "It is.", "answer": 0},
+    ]
     file = parquet(tmp_path / "b.parquet", rows, class_labels(["False", "True"]))
     assert [q.answer for q in load_questions(str(file))] == ["True", "False"]
     assert [q.kind for q in load_questions(str(file))] == ["boolean", "boolean"]
@@ -245,7 +267,10 @@ def test_folders_that_datasets_saved_are_read_without_it(tmp_path):
         folder = tmp_path / "saved" / split
         folder.mkdir(parents=True)
         batch = pa.Table.from_pylist(rows)
-        with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
+        with (
+            pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file,
+            pa.ipc.new_stream(file, batch.schema) as stream,
+        ):
             stream.write_table(batch)
         (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
     (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
