@@ -107,6 +107,7 @@ def test_an_interrupted_run_with_a_filter_ends_with_the_same_rows(tabular, tmp_p
     assert_same_rows(whole, scored(tabular, tmp_path / "c"), tolerance=0)
 
 
+@pytest.mark.slow
 def test_choosing_by_other_rollouts_leaves_the_pass_rate_of_those_kept_unbiased(tabular, tmp_path):
     """All questions are alike, so whoever is kept has the same true pass rate; by their scored rollouts it would be drawn to the middle."""
     truth = float(np.dot(tabular.probabilities(()), tabular.success(())))
