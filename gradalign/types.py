@@ -29,7 +29,7 @@ class GradalignError(Exception):
 class Question:
     """A question with a checkable answer. `solution` is the data set's own worked solution, where it has one.
 
-    `grader` is the user's own function, as `MODULE:FUNCTION`, of the kind `function`; it comes from a run's settings alone, never from a file.
+    `grader` is the user's own function as `MODULE:FUNCTION`, for the kind `function`. It comes from a run's settings, never from a file.
     """
 
     id: str

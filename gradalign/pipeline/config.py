@@ -24,7 +24,8 @@ class RunConfig:
 
     `tokens` are token weightings, beyond all tokens alike, that steps are kept under. `max_tokens` None means 1,024, or half the student's
     window where that is less; it is settled when the student is loaded. `teacher_top_k` tokens of a served teacher are known at each node.
-    `grader` is the kind of answer that every question is graded by, or the user's function as `MODULE:FUNCTION`; None leaves it to the questions.
+    `grader` is the kind of answer that every question is graded by, or the user's function as `MODULE:FUNCTION`; with None each question's
+    own kind counts.
     """
 
     student: str

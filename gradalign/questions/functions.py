@@ -1,6 +1,5 @@
 """The user's own grader: a function that the run's settings name, `--grader MODULE:FUNCTION`. A question file cannot name one."""
 
-import math
 from functools import lru_cache
 from numbers import Real
 from typing import Any
@@ -33,7 +32,7 @@ def graded_by_function(question: Question, text: str, answer: str | None) -> Gra
         raise Ungradable("the function gave no reward")
     if isinstance(said, Grade):
         return _kept(question, said)
-    if not isinstance(said, Real | np.bool_) or not _is_reward(said):
+    if not _is_reward(said):
         _refuse(question, said)
     reward = float(said)
     return Grade(reward, "right" if reward == 1 else "wrong", answer)
@@ -56,7 +55,7 @@ def _kept(question: Question, grade: Grade) -> Grade:
 
 
 def _is_reward(value: Any) -> bool:
-    return isinstance(value, Real | np.bool_) and math.isfinite(value) and 0 <= value <= 1
+    return isinstance(value, Real | np.bool_) and 0 <= float(value) <= 1
 
 
 def _refuse(question: Question, said: object) -> None:

@@ -1,8 +1,8 @@
 r"""The process that math-verify runs in: a line of JSON in, a line of JSON out. It imports nothing of this package.
 
-Asked is {"answer": LATEX, "said": LATEX}; told is {"read": what `said` is, as sympy prints it, or null, "same": are both equal}. The text
-is parsed by a grammar and never evaluated: math-verify's reader of plain expressions, which calls sympy's `parse_expr`, is left out. A request
-that takes more than its CPU time or the process's memory ends the process, which whoever started it then does again.
+Asked is {"answer": LATEX, "said": LATEX}; told is {"read": what `said` is, as sympy prints it, or null, "same": are both equal}. The
+text is parsed by a grammar and never evaluated: math-verify's reader of plain expressions, which calls sympy's `parse_expr`, is left out.
+What takes more than its CPU time or memory ends the process, which whoever started it then does again.
 """
 
 import json
@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import Any
 
-CPU_SECONDS = 2.0
+CPU_SECONDS = 1.5
 MEMORY = 4 << 30  # bytes of address space
 DECIMALS = 12  # to which a decimal fraction has to agree with an exact value
 
@@ -33,10 +33,11 @@ def main() -> None:
         asked = json.loads(line)
         _limit_time(CPU_SECONDS)
         try:
-            said = read(asked["said"])
-            answer = None if said is None else read(asked["answer"])
-            same = answer is not None and verify(answer, said, float_rounding=DECIMALS, timeout_seconds=None)
-            told = {"read": None if said is None else str(said), "same": bool(same)}
+            answer, said = read(asked["answer"]), read(asked["said"])
+            same = False
+            if answer is not None and said is not None:
+                same = bool(verify(answer, said, float_rounding=DECIMALS, timeout_seconds=None))
+            told = {"read": None if said is None else str(said), "same": same}
         except Exception:  # whatever a parser makes of hostile text, it is not read
             told = {"read": None, "same": False}
         _limit_time(0)

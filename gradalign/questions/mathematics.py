@@ -1,6 +1,6 @@
 r"""Mathematical answers: equal as texts or as numbers where that decides it, else by math-verify in a process of its own.
 
-math-verify (https://github.com/huggingface/Math-Verify) can take for ever on a short expression. It works in one process a Python process, started
+math-verify (https://github.com/huggingface/Math-Verify) can take for ever on a short expression. It works in a process of its own, started
 when first needed, given one line of JSON at a time, and killed when it takes too long; what it said is remembered.
 """
 
@@ -12,37 +12,39 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from gradalign.questions.numbers import Quantity, equal_quantities, whole_quantity
-from gradalign.questions.stated import Ungradable
+from gradalign.questions.stated import TEXT_COMMAND, Ungradable
 from gradalign.types import GradalignError
 
-WALL_SECONDS = 4.0  # beyond the limit of CPU time that the process sets itself
+WALL_SECONDS = 4.5  # beyond the limit of CPU time that the process sets itself
 _START_SECONDS = 120.0
 _LONGEST = 1000
 _REMEMBERED = 16_384
 
 _SEGMENT = re.compile(r"\$\$?([^$]{1,1000})\$\$?|\\\(([^$]{1,1000}?)\\\)|\\\[([^$]{1,1000}?)\\\]")
 _JOINING = re.compile(r"(?:\s|,|and|or|\.|\\text|\{|\}){0,20}")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm|bf)\s{0,4}\{([^{}]{0,400})\}")
 _DROPPED = re.compile(
-    r"\\(?:left|right|displaystyle|limits|quad|qquad)(?![A-Za-z])|\\[!,;: ]|\*\*(?=\s|$)|`|\\\$|\^\{?\\circ\}?|\u00b0|\\degree"
+    r"\\(?:left|right|displaystyle|limits|quad|qquad)(?![A-Za-z])|(?<!\\)\\[!,;: ]|\*\*(?=\s|$)|`|\\\$|\^\{?\\circ\}?|\u00b0|\\degree"
 )
-_SPELT = {"\u2212": "-", "\u2013": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "/", "\u03c0": "\\pi ", "\u221e": "\\infty ", "\u2264": "\\le ",
-          "\u2265": "\\ge ", "\u222a": "\\cup ", "\u221a": "\\sqrt ", "\u00b1": "\\pm ", "\\%": "%", "{,}": ",", "\\dfrac": "\\frac",
-          "\\tfrac": "\\frac", "\\cfrac": "\\frac", "**": "^", "\u00b2": "^2", "\u00b3": "^3", "\\lbrace": "\\{", "\\rbrace": "\\}"}  # fmt: skip
+_SPELT = {"\u2212": "-", "\u2013": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "/", "\u03c0": "\\pi ", "\u2264": "\\le ",
+          "\u221e": "\\infty ", "\u2265": "\\ge ", "\u222a": "\\cup ", "\u221a": "\\sqrt ", "\u00b1": "\\pm ", "\u00b2": "^2",
+          "\u00b3": "^3", "\\%": "%", "{,}": ",", "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "**": "^",
+          "\\lbrace": "\\{", "\\rbrace": "\\}"}  # fmt: skip
 _NAMES = re.compile(r"(?<![\\A-Za-z])(pi|infinity|infty|sqrt|sin|cos|tan|log|ln|exp)(?![A-Za-z])")
 _ROOT = re.compile(r"\\sqrt\s{0,2}\(([^()]{1,200})\)")
-_END = re.compile(r"[.;!?](?:\s|$)|\n|,?\s(?:because|since|where|for|which|when|so|as)\s|,\s(?=[A-Za-z]{3})")
+_END = re.compile(r"[.;?](?:\s|$)|\n|,?\s(?:because|since|where|for|which|when|so|as)\s|,\s(?=[A-Za-z]{3})")
 _ASSIGNED = re.compile(r"\s{0,4}(?:[A-Za-z]|f\s?\([a-z]\))\s{0,4}=(?!=)\s{0,4}")
 _UNITS = re.compile(
     r"(?<=[\d})%])\s{0,4}(?:(?<=\s)[a-z]{2,20}(?:/[a-z]{1,20})?|(?<=\s)(?:square|cubic|sq)\s{1,4}[a-z]{2,20})(?:\^\{?[23]\}?)?$"
 )
-_PROSE = re.compile(r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|exp|max|min|mod|deg|sec|csc|cot|arcsin|arccos|arctan|begin|end|matrix|pmatrix|bmatrix)"
-                    r"(?![A-Za-z]))[A-Za-z]{3,}")  # fmt: skip
+_PROSE = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:sinh|cosh|tanh|arcsin|arccos|arctan|begin|array|cases|[bpv]?matrix)(?![A-Za-z]))"
+    r"(?:[A-Za-z]{4,}|(?:the|and|not|are|for|was|all|odd|yes|one|two|six|ten|any)(?![A-Za-z]))"
+)
 
 
 def read_math(said: str, answer: str) -> str:
@@ -54,9 +56,9 @@ def read_math(said: str, answer: str) -> str:
         text = _ASSIGNED.sub("", text, count=1) if _ASSIGNED.match(text) else text
     if _squeezed(text) == _squeezed(target):
         return target
-    numbers = _number(target), _number(text)
-    if numbers[0] is not None and numbers[1] is not None:
-        return target if equal_quantities(*numbers) else str(numbers[1])
+    wanted, number = _number(target), _number(text)
+    if wanted is not None and number is not None:
+        return target if equal_quantities(wanted, number) else str(number)
     if len(text) > _LONGEST:
         raise Ungradable("too long to be an answer")
     if _PROSE.search(text) or _PROSE.search(target):
@@ -79,13 +81,13 @@ def canonical_answer(answer: str) -> str:
 
 def latex(said: str) -> str:
     r"""The expression in a stated answer: what stands in $...$, else the text up to where the sentence ends; without units and wrapping."""
-    said = _segments(said[: 4 * _LONGEST])
-    text = _TEXT.sub(lambda m: {"and": ",", "or": ","}.get(m.group(1).strip(), f" {m.group(1)} "), said)
+    said = _segments(said[: 4 * _LONGEST].replace("\\$", ""))
+    text = TEXT_COMMAND.sub(lambda m: {"and": ",", "or": ","}.get(m.group(1).strip(), f" {m.group(1)} "), said)
     for sign, spelt in _SPELT.items():
         text = text.replace(sign, spelt)
     text = _DROPPED.sub(" ", text).strip()
     end = _END.search(text)
-    text = (text[: end.start()] if end and end.start() else text).strip(" .,;:*\"'$")
+    text = (text[: end.start()] if end and end.start() else text).lstrip(" ,;:*\"'").rstrip(" .,;:*\"'")
     text = re.sub(r"\s(?:and|or)\s", " , ", text)
     if "\\" not in text or _NAMES.search(text):
         text = _NAMES.sub(lambda m: "\\" + m.group().replace("infinity", "infty") + " ", text)
@@ -115,11 +117,11 @@ def _compared(answer: str, said: str) -> Mapping[str, Any]:
     return _worker(os.getpid()).ask({"answer": answer, "said": said})
 
 
-@lru_cache(maxsize=None)
+@cache
 def _worker(process: int) -> "MathWorker":
     """The worker of this process: one that was forked must not talk to its parent's."""
     worker = MathWorker()
-    atexit.register(worker.close, process)
+    atexit.register(worker.close)
     return worker
 
 
@@ -133,21 +135,25 @@ class MathWorker:
         self.seconds = seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._owner = os.getpid()
 
     def ask(self, request: Mapping[str, str]) -> Mapping[str, Any]:
         """Its answer, or `{"reason": why there is none}`."""
         with self._lock:
             process = self._process or self._started()
             told = self._exchanged(process, json.dumps(request), self.seconds)
-            return told if told is not None else {"reason": "mathematics that takes too long to compare"}
+            return told if told is not None else {"reason": "comparing takes too much time or memory"}
 
-    def close(self, process: int | None = None) -> None:
-        """End it; in a process other than `process`, which has only a copy of it, do nothing."""
-        if self._process is None or process not in (None, os.getpid()):
+    def close(self) -> None:
+        """End it; in a fork of the process that started it, only let go of it."""
+        if self._process is None:
             return
         ended, self._process = self._process, None
-        ended.kill()
-        ended.wait()
+        if self._owner == os.getpid():
+            ended.kill()
+            ended.wait()
+        else:
+            ended.poll()
         for stream in (ended.stdin, ended.stdout):
             if stream is not None:
                 try:
@@ -156,7 +162,7 @@ class MathWorker:
                     continue
 
     def _started(self) -> subprocess.Popen[str]:
-        path = os.pathsep.join(folder for folder in sys.path if folder)
+        self._owner, path = os.getpid(), os.pathsep.join(folder for folder in sys.path if folder)
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",

@@ -7,12 +7,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from gradalign.questions.stated import Ungradable
+from gradalign.questions.stated import TEXT_COMMAND, Ungradable
 
 _LONGEST = 2000
-_TEXT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|emph|bf|rm)\s{0,4}\{([^{}]{0,400})\}"
-)
 _DROPPED = re.compile(
     r"\\(?:left|right|displaystyle|boldsymbol|limits|quad|qquad)(?![A-Za-z])|\\!|\*\*|`|\\\$|[$\u20ac\u00a3\u00a5\u20b9]"
 )
@@ -42,12 +39,18 @@ _WORDS = re.compile(
 )
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _UNIT = re.compile(
-    r"\s{0,4}(?:[A-Za-z\u00b0\u2103\u2109][A-Za-z\u00b0./ ]{0,60}(?:\^?\{?[23\u00b2\u00b3]\}?)?|\^\{?\\?circ\}?[CF]?|\\circ|\u00b0)?[.\s]{0,4}"
+    r"\s{0,4}(?:[A-Za-z\u00b0\u2103\u2109][A-Za-z\u00b0./ ]{0,60}(?:\^?\{?[23\u00b2\u00b3]\}?)?"
+    r"|\^\{?\\?circ\}?[CF]?|\\circ|\u00b0)?[.\s]{0,4}"
 )
-_MORE = re.compile(r"\s{0,4}(?:[A-Za-z%\u00b0]{1,20}\s{1,4})?(?:or|and)\s{1,4}(?=[-+.]?\d)", re.IGNORECASE)
+_MORE = re.compile(
+    r"\s{0,4}(?:[A-Za-z%\u00b0]{1,20}\s{1,4})?(?:or|and(?=\s[\d.,]{1,20}(?:\s\w{1,20})?$))\s{1,4}(?=[-+.]?\d)", re.IGNORECASE
+)
 _GOES_ON = (
     (re.compile(r"[-\u2013\u2014]\d|\s[-\u2013\u2014]\s\d|\s{1,4}to\s{1,4}[-+]?\d"), "a range, not one number"),
-    (re.compile(r"\s{0,4}[*\u00d7\u00f7]\s{0,4}[\d(]|\s{1,4}x\s{1,4}\d|\+\d|\s[+/]\s\d|\s{0,4}\^\s{0,4}\{?\d|/\s?[-\d(]"), "arithmetic that is not worked out"),
+    (
+        re.compile(r"\s{0,4}[*\u00d7\u00f7]\s{0,4}[\d(]|\s{1,4}x\s{1,4}\d|\+\d|\s[+/]\s\d|\s{0,4}\^\s{0,4}\{?\d|/\s?[-\d(]"),
+        "arithmetic that is not worked out",
+    ),
     (re.compile(r":\d"), "a time or a ratio, not one number"),
     (re.compile(r"\s{0,4},\s{0,4}[-+]?\d"), "several numbers"),
     (re.compile(r"[xyzabn](?![A-Za-z])|\s{0,2}[\u03c0\u221a]"), "an expression, not one number"),
@@ -111,7 +114,7 @@ def whole_quantity(text: str) -> Quantity | None:
 
 def plain(text: str) -> str:
     """Text with LaTeX's ways to write numbers, and typographic ones, in plain characters."""
-    text = _TEXT.sub(r" \1 ", text.replace("{,}", ",").replace("\\%", "%").replace("\u2212", "-"))
+    text = TEXT_COMMAND.sub(r" \1 ", text.replace("{,}", ",").replace("\\%", "%").replace("\u2212", "-"))
     text = _DROPPED.sub("", _BLANK.sub(" ", text))
     text = re.sub(r"\\[()\[\]]", " ", text)
     text = re.sub(r"\\(?:times|cdot)(?![A-Za-z])|[\u00d7\u00b7\u22c5]", "*", text)
@@ -137,8 +140,7 @@ def _checked(left: str, match: re.Match[str]) -> Quantity:
         raise Ungradable("a division by zero")
     more = _MORE.match(rest)
     if more:
-        other = quantity(rest[more.end() :])
-        if not equal_quantities(found, other):
+        if not equal_quantities(found, quantity(rest[more.end() :])):
             raise Ungradable("several numbers")
         return found
     for pattern, reason in _GOES_ON:

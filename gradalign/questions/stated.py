@@ -7,15 +7,20 @@ Every pattern has bounded repetitions and braces are matched in one pass, so tha
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
+TEXT_COMMAND = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|emph|rm|bf)\s{0,4}\{([^{}]{0,400})\}"
+)
 _FEW_WORDS = 4
 _MARK = re.compile(
     r"answers?[\"'*_\s]{0,8}(?:\([^()\n]{0,40}\)[*_\s]{0,8})?(?:is[*_\s]{0,8})?(?:[:=\uff1a\u2192]|->)"
     r"|answers?\s{1,8}(?:is|are|(?:must|should|would|will)\s{1,8}be)\b"
     r"|answer\s{1,8}to\s{1,8}(?:the|this|that|your)\s{1,8}(?:\w{1,30}\s{1,8}){0,3}?is\b"
     r"|\b(?:correct|right|best)\s{1,8}(?:option|choice)[*_\s]{0,8}(?:is\b|:)"
-    r"|^[#*_>\s]{0,8}(?:final\s{1,8})?answer[*_\s]{0,8}$"
-    r"|^\s{0,8}####\s{0,4}(?=(?:[-+$\u20ac\u00a3\u2212.\d][^\s]{0,60}(?:[ \t]{1,4}[^\s]{1,20}){0,2}|[A-Za-z]|yes|no|true|false)\s{0,8}$)",
+    r"|^[#*_> \t]{0,8}(?:final\s{1,8})?answer[*_ \t]{0,8}$"
+    r"|^[ \t]{0,8}####\s{0,4}(?=(?:[-+$\u20ac\u00a3\u2212.\d][^\s]{0,60}(?:[ \t]{1,4}[^\s]{1,20}){0,2}"
+    r"|[A-Za-z]|yes|no|true|false)[ \t]{0,8}$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _IDLE = re.compile(
@@ -98,7 +103,7 @@ def _boxed(text: str, boxes: list[_Box]) -> str | None:
     if not boxes:
         return None
     said = text[boxes[-1].open : boxes[-1].close].strip()
-    for before, box in list(zip(boxes, boxes[1:], strict=False))[: -_MOST_BOXES - 1 : -1]:
+    for before, box in list(pairwise(boxes))[: -_MOST_BOXES - 1 : -1]:
         between = text[before.end : box.start] if 0 <= box.start - before.end <= _LONGEST_BETWEEN else None
         if between is None or not _BETWEEN.fullmatch(between):
             break

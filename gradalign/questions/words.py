@@ -6,10 +6,9 @@ Each reader gets what a text states as its answer, and gives the form that is co
 import re
 from collections.abc import Sequence
 
-from gradalign.questions.stated import Ungradable
+from gradalign.questions.stated import TEXT_COMMAND, Ungradable
 
 _LONGEST = 1000
-_WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|emph)\s{0,4}\{([^{}]{0,400})\}")
 _DELIMITER = re.compile(r"\$|\\[()\[\]]|\*\*|`|\\left|\\right|\\,|\\ ")
 _ENDS = " .,;:!\"'*_`\u201c\u201d\u2018\u2019{}"
 
@@ -26,7 +25,10 @@ _ALONE = {"y": "yes", "t": "yes", "n": "no", "f": "no"}
 
 _NAMED = r"[\s(\[*\"'#]{0,6}(?:(?:the\s{1,4})?(?:option|choice|answer|letter)\s{1,4}(?:is\s{1,4})?)?[\s(\[*\"']{0,6}"
 _AFTER = re.compile(r"[\s)\]*\"'.:,;\-\u2013\u2014=>]{0,8}")
-_ANOTHER = r"[\s)\]*\"'.]{0,4}(?:,?\s{0,2}(?:or|and|&|/|\+)\s{0,2}|,\s{0,2}|\s{0,2}/\s{0,2})(?:option\s|choice\s|either\s)?[\s(\[*\"']{0,4}[%s](?![A-Za-z'])"
+_ANOTHER = (
+    r"[\s)\]*\"'.]{0,4}(?:,?\s{0,2}(?:or|and|&|/|\+)\s{0,2}|,\s{0,2}|\s{0,2}/\s{0,2})(?:option\s|choice\s|either\s)?"
+    r"[\s(\[*\"']{0,4}[%s](?![A-Za-z'])"
+)
 _ASSERTS = re.compile(r"(?:is|was|because|since|as|would|fits|follows|seems|must|makes|the)\b|$|[^\w\s]", re.IGNORECASE)
 _ARTICLE = re.compile(r"(?:a|an|the)\s{1,4}")
 _DENIED = re.compile(r"\b(?:not|never|neither)\b|n't\b")
@@ -95,7 +97,7 @@ def read_exact(said: str) -> str:
 def unwrapped(said: str) -> str:
     r"""Without \text{...}, delimiters of mathematics and emphasis."""
     said = said[:_LONGEST]
-    return _DELIMITER.sub("", _WRAPPED.sub(r"\1", said)).strip() if set(said) & {"\\", "$", "*", "`"} else said.strip()
+    return _DELIMITER.sub("", TEXT_COMMAND.sub(r"\1", said)).strip() if set(said) & {"\\", "$", "*", "`"} else said.strip()
 
 
 def _folded(text: str) -> str:
