@@ -9,14 +9,18 @@ from gradalign.contexts import parse_teacher
 from gradalign.endpoint import PREFIX, parse_address
 from gradalign.models import read_placement
 from gradalign.objectives import parse_objective
+from gradalign.pipeline.pass_rates import parse_filter
 from gradalign.plugins import imported
-from gradalign.questions import KINDS
+from gradalign.questions import KINDS, parse_columns
 from gradalign.types import GradalignError
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """The settings that rows depend on. Stored in run.json; a run goes on only under the same ones.
+
+    `columns` says which column of the questions' source holds what, as `("question=QUERY",)`; of the first `limit` of its `split` a random
+    `sample` is taken. `filter`, as `pass_rate:0.1-0.9`, leaves out questions by `filter_rollouts` rollouts of the student, never scored.
 
     `tokens` are token weightings, beyond all tokens alike, that steps are kept under. `max_tokens` None means 1,024, or half the student's
     window where that is less; it is settled when the student is loaded. `thinking` is what chat templates are told that have a switch for
@@ -54,6 +58,11 @@ class RunConfig:
     teacher_top_k: int = 20
     cross_tokenizer: bool = False
     part_size: int = 8
+    columns: tuple[str, ...] = ()
+    split: str | None = None
+    sample: int | None = None
+    filter: str | None = None
+    filter_rollouts: int = 8
     grader: str | None = None
 
     def __post_init__(self) -> None:
@@ -90,6 +99,9 @@ class RunConfig:
                 f"{', '.join(self.objectives)} looks at rewards alone, and does not say which nodes matter; give an objective with a "
                 "teacher beside it, as --objective reverse_kl"
             )
+        parse_columns(self.columns)
+        if self.filter is not None:
+            parse_filter(self.filter)
         for spec in self.tokens:
             if str(parse_tokens(spec)) != spec or spec in ("all", "positive_alignment"):
                 raise GradalignError(f"no steps can be kept for tokens {spec!r}; give incorrect_paths or entropy_top:SHARE")
@@ -130,7 +142,7 @@ def needs_teacher_rollouts(spec: str) -> bool:
 
 _LEAST = {
     "limit": 1, "teacher_rollouts": 0, "rollouts": 1, "demonstrations": 1, "replicates": 1, "candidates": 2, "min_visits": 2,
-    "max_tokens": 1, "part_size": 1, "teacher_top_k": 1, "context_tokens": 1,
+    "max_tokens": 1, "part_size": 1, "teacher_top_k": 1, "context_tokens": 1, "sample": 1, "filter_rollouts": 1,
 }  # fmt: skip
 
 
