@@ -23,6 +23,7 @@ import yaml
 from jaxtyping import Float
 
 from gradalign.contexts import parse_teacher
+from gradalign.home import expanded
 from gradalign.types import REWARDS, GradalignError
 
 QuestionKind = Literal["uniform", "paced"]
@@ -171,7 +172,7 @@ _SETTINGS = ("name", "teacher", "objective", "step", "questions", "tokens", "tem
 
 def load_configurations(path: str | Path) -> tuple[Configuration, ...]:
     """Every configuration of a YAML file, or of all `.yaml` files of a folder in the order of their names."""
-    place = Path(path).expanduser()
+    place = expanded(path)
     files = sorted(place.glob("*.yaml")) if place.is_dir() else [place]
     if not files:
         raise GradalignError(f"folder {place} holds no .yaml file; give a file of configurations")
@@ -190,6 +191,9 @@ def _read(file: Path) -> list[Configuration]:
         node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise GradalignError(f"configurations {file} cannot be read: {error}") from error
+    except (yaml.reader.ReaderError, RecursionError) as error:
+        why = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise GradalignError(f"{file}: not YAML: {why}") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise GradalignError(f"{file}{line}: not YAML: {error.problem}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from gradalign.deadline import templates_end
 from gradalign.types import GradalignError, Question, TeacherSpec
 
 CONTEXTS = ("none", "correct_demo", "correct_wrong_demo", "wrong_demo", "summary", "reference", "answer")
@@ -81,7 +82,7 @@ def needed_material(context: str) -> tuple[str, ...]:
         return ()
     try:
         used = meta.find_undeclared_variables(_ENVIRONMENT.parse(_template(context)))
-    except TemplateError as error:
+    except (TemplateError, RecursionError) as error:
         raise GradalignError(f"template {context!r} is not valid Jinja: {error}; mend the template") from error
     known = {field.name for field in fields(Material)}
     unknown = sorted(used - known - {"prompt"})
@@ -112,7 +113,8 @@ def _built_in(context: str) -> str:
 
 def _render(source: str, name: str, **variables: object) -> str:
     try:
-        return _compiled(source).render(**variables)
+        with templates_end():
+            return _compiled(source).render(**variables)
     except Exception as error:  # a template of the user's own can fail in any way
         raise GradalignError(f"template {name!r} failed: {error}; mend the template") from error
 

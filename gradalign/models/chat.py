@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from gradalign.deadline import templates_end
 from gradalign.types import GradalignError
 
 
@@ -23,9 +24,10 @@ class ChatCodec:
     def prompt(self, message: str) -> tuple[int, ...]:
         chat = [{"role": "user", "content": message}]
         try:
-            encoded = self.tokenizer.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=True, return_dict=True, enable_thinking=False
-            )
+            with templates_end():
+                encoded = self.tokenizer.apply_chat_template(
+                    chat, add_generation_prompt=True, tokenize=True, return_dict=True, enable_thinking=False
+                )
         except Exception as error:  # a template can fail in any way
             raise GradalignError(f"the chat template of {self.name!r} failed: {error}; pass --chat-template FILE") from error
         tokens = tuple(encoded["input_ids"])  # pyright: ignore

@@ -2,15 +2,16 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from gradalign.home import expanded
 from gradalign.models.causal import CausalLanguageModel, output_layer
 from gradalign.models.chat import ChatCodec, vocabulary_span
 from gradalign.models.names import ModelSource, resolve_model
+from gradalign.models.plausible import require_plausible
 from gradalign.models.protocol import LoadedModel
 from gradalign.types import GradalignError
 
@@ -54,6 +55,7 @@ def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedMo
     files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     disable_progress_bar()  # a few seconds on disk; downloads keep their own bars
     try:
+        require_plausible(AutoConfig.from_pretrained(source.location, trust_remote_code=False, **files), source.name)
         tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False, **files)
         model = AutoModelForCausalLM.from_pretrained(
             source.location, dtype=getattr(torch, dtype), trust_remote_code=False, **files
@@ -61,6 +63,8 @@ def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedMo
     except ImportError as error:
         extra = " (pip install 'gradalign[gguf]')" if source.kind == "gguf" else ""
         raise GradalignError(f"model {source.name!r} needs a package that is missing{extra}: {_first_line(error)}") from error
+    except GradalignError:
+        raise
     except Exception as error:  # loaders raise whatever the files provoke
         raise GradalignError(_why_not_loaded(source, error)) from error
     return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
@@ -68,7 +72,7 @@ def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedMo
 
 def _read_template(path: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return expanded(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise GradalignError(f"chat template {path} cannot be read ({_first_line(error)}); check the path") from error
 
@@ -100,7 +104,11 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     """Every token that ends a turn by the model's generation settings, its configuration or its tokenizer."""
     settings = (model.generation_config, model.config.get_text_config(), tokenizer)
     declared = [getattr(source, "eos_token_id", None) for source in settings]
-    ids = {token for value in declared if value is not None for token in (value if isinstance(value, list) else [value])}
+    named = [token for value in declared if value is not None for token in (value if isinstance(value, list) else [value])]
+    odd = next((token for token in named if not isinstance(token, int)), None)
+    if odd is not None:
+        raise GradalignError(f"the model names {str(odd)[:50]!r} as its end-of-turn token; set eos_token_id in its generation_config.json")
+    ids = set(named)
     if not ids:
         raise GradalignError("the model names no end-of-turn token; set eos_token_id in its generation_config.json")
     return frozenset(ids)

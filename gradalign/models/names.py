@@ -8,6 +8,7 @@ from typing import Literal
 
 from gradalign.builtin import builtin_names, builtin_path
 from gradalign.endpoint import PREFIX, parse_address
+from gradalign.home import expanded
 from gradalign.types import GradalignError
 
 _FAMILIES = {
@@ -41,7 +42,7 @@ def resolve_model(name: str) -> ModelSource:
         return ModelSource(name, "folder", str(_builtin_student(name)))
     if name.startswith(PREFIX):
         return ModelSource(name, "server", parse_address(name).url)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix == ".gguf":
         if not os.path.isfile(path):
             raise GradalignError(f"no such GGUF file: {name}; check the path")

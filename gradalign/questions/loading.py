@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.builtin import builtin_names, builtin_path
+from gradalign.home import expanded
 from gradalign.questions.grading import is_number, read_answer
 from gradalign.types import GradalignError, Question
 
@@ -16,7 +17,7 @@ SPLITS = ("train", "heldout")
 
 def load_questions(source: str, limit: int | None = None) -> tuple[Question, ...]:
     """Questions of `builtin:NAME`, `builtin:NAME:SPLIT` or a .jsonl file, the first `limit` of them."""
-    path = _builtin(source) if source.startswith("builtin:") else Path(source).expanduser()
+    path = _builtin(source) if source.startswith("builtin:") else expanded(source)
     if not os.path.isfile(path):
         raise GradalignError(f"no such question file: {source}; give a .jsonl file or builtin:arithmetic")
     try:

@@ -1,0 +1,11 @@
+"""Paths as users write them. Knows the home folder and opens nothing."""
+
+from pathlib import Path
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` put in; `~somebody` of nobody's stays as it is, and is then a file that does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
