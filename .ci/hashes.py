@@ -22,10 +22,22 @@ TORCH = "torch==2.13.0"
 def offered(extras: str) -> dict[str, str]:
     """sha256 by file name of everything that pip would install."""
     project = f"{ROOT}[{extras}]" if extras else str(ROOT)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check", "--dry-run", "--ignore-installed"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--dry-run",
+        "--ignore-installed",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        subprocess.run([*command, "--report", str(report), "--constraint", str(ROOT / "constraints.txt"), TORCH, project], check=True)
+        subprocess.run(
+            [*command, "--report", str(report), "--constraint", str(ROOT / "constraints.txt"), TORCH, project], check=True
+        )
         items = json.loads(report.read_text(encoding="utf-8"))["install"]
     return {
         unquote(item["download_info"]["url"].rpartition("/")[2]): item["download_info"]["archive_info"]["hashes"]["sha256"]
@@ -59,7 +71,9 @@ def main() -> int:
     for name in wrong:
         print(f"{name} has sha256 {found[name]}, not {locked()[name]} as in {LOCK.name}: do not install it", file=sys.stderr)
     known = len(found.keys() & locked().keys())
-    print(f"{known - len(wrong)} of {len(found)} distributions are the ones tested; {len(found) - known} have names that {LOCK.name} does not know")
+    print(
+        f"{known - len(wrong)} of {len(found)} distributions are the ones tested; {len(found) - known} have names that {LOCK.name} does not know"
+    )
     return 1 if wrong else 0
 
 

@@ -57,7 +57,9 @@ class Simulated:
                 self._hand_out(worker, waiting, free, coming)
         while coming:
             end, worker, _, task, took = heapq.heappop(coming)
-            (folder.path / "finished" / f"part-{task.part:05d}.json").touch()  # the driver looks whether the worker's part stands
+            (
+                folder.path / "finished" / f"part-{task.part:05d}.json"
+            ).touch()  # the driver looks whether the worker's part stands
             self.now = max(self.now, end)
             began = time.perf_counter()
             yield Done(

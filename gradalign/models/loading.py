@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from gradalign.home import expanded
@@ -55,7 +55,7 @@ def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedMo
     files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     disable_progress_bar()  # a few seconds on disk; downloads keep their own bars
     try:
-        require_plausible(AutoConfig.from_pretrained(source.location, trust_remote_code=False, **files), source.name)
+        require_plausible(PretrainedConfig.get_config_dict(source.location, **files)[0], source.name)
         tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False, **files)
         model = AutoModelForCausalLM.from_pretrained(
             source.location, dtype=getattr(torch, dtype), trust_remote_code=False, **files
@@ -107,7 +107,9 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     named = [token for value in declared if value is not None for token in (value if isinstance(value, list) else [value])]
     odd = next((token for token in named if not isinstance(token, int)), None)
     if odd is not None:
-        raise GradalignError(f"the model names {str(odd)[:50]!r} as its end-of-turn token; set eos_token_id in its generation_config.json")
+        raise GradalignError(
+            f"the model names {str(odd)[:50]!r} as its end-of-turn token; set eos_token_id in its generation_config.json"
+        )
     ids = set(named)
     if not ids:
         raise GradalignError("the model names no end-of-turn token; set eos_token_id in its generation_config.json")

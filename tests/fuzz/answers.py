@@ -54,4 +54,6 @@ def _connected(case: bytes, folder: Path) -> None:
 
 
 _SEEDS = [written(_WHOLE), *map(written, _WHOLE)]
-TARGETS = [Target("server answer", st.one_of(changed([_WHOLE]), changed([_WHOLE]), mutated(_SEEDS), deep()), _connected, 7, _SEEDS)]
+TARGETS = [
+    Target("server answer", st.one_of(changed([_WHOLE]), changed([_WHOLE]), mutated(_SEEDS), deep()), _connected, 7, _SEEDS)
+]

@@ -11,7 +11,19 @@ _HOSTILE = (
     "", " ", "\x00", "\x1b[2J\x1b]0;t\x07", "\u202e", "\ud800", "\uffff", "é" * 300, "a" * 5000, "../../etc/passwd", "/dev/zero", "{{", "%s%n", "-1",
     "0", "1e999", "nan", "inf", "9" * 400, "1_0", "٣", "²", "<script>", "$(id)", "CON", "\r\n", "[red]", "__class__",
 )  # fmt: skip
-_ODD_BYTES = (b"\x00", b"\xff", b"\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x80", b"\n", b"{", b"[", b'"', b"\xed\xa0\x80", b"-", b"9" * 40)
+_ODD_BYTES = (
+    b"\x00",
+    b"\xff",
+    b"\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"\x80",
+    b"\n",
+    b"{",
+    b"[",
+    b'"',
+    b"\xed\xa0\x80",
+    b"-",
+    b"9" * 40,
+)
 
 hostile_text = st.one_of(st.sampled_from(_HOSTILE), st.text(max_size=40))
 _leaves = st.one_of(
@@ -45,7 +57,9 @@ def values(keys: Sequence[str] = ()) -> st.SearchStrategy[Any]:
 
 def objects(fields: dict[str, Sequence[Any]]) -> st.SearchStrategy[dict[str, Any]]:
     """Objects with some of the fields, each right or hostile."""
-    return st.fixed_dictionaries({}, optional={name: st.one_of(st.sampled_from(right), values()) for name, right in fields.items()})
+    return st.fixed_dictionaries(
+        {}, optional={name: st.one_of(st.sampled_from(right), values()) for name, right in fields.items()}
+    )
 
 
 def written(value: Any) -> bytes:
@@ -55,7 +69,9 @@ def written(value: Any) -> bytes:
 
 def deep() -> st.SearchStrategy[bytes]:
     """Nested deeper than parsers follow."""
-    return st.sampled_from((b"[" * 50_000, b'{"a":' * 50_000, b"[" * 900 + b"]" * 900, b"- " * 20_000, b"(" * 20_000, b"{" * 300 + b"}" * 300))
+    return st.sampled_from(
+        (b"[" * 50_000, b'{"a":' * 50_000, b"[" * 900 + b"]" * 900, b"- " * 20_000, b"(" * 20_000, b"{" * 300 + b"}" * 300)
+    )
 
 
 def mutated(seeds: Sequence[bytes], edits: int = 6) -> st.SearchStrategy[bytes]:
@@ -88,6 +104,7 @@ def _edited(content: bytes, seeds: Sequence[bytes], chance: random.Random, edits
 
 def changed(seeds: Sequence[Any], write: Callable[[Any], bytes] = written) -> st.SearchStrategy[bytes]:
     """JSON documents with a few values replaced by hostile ones, removed, or put in under a key of another place."""
+
     def change(which: int, chance: int, hostile: list[Any]) -> bytes:
         document, pick = json.loads(json.dumps(seeds[which % len(seeds)])), random.Random(chance)
         for value in hostile:

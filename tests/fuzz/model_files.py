@@ -81,7 +81,9 @@ def tiny_gguf() -> bytes:
         writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
         random = np.random.default_rng(0)
         shapes = {"token_embd": (len(tokens), 8), "output_norm": (8,), "output": (len(tokens), 8)}
-        shapes |= {f"blk.0.{name}": (8, 8) for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")}
+        shapes |= {
+            f"blk.0.{name}": (8, 8) for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+        }
         shapes |= {f"blk.0.{name}": (8,) for name in ("attn_norm", "ffn_norm")}
         for name, shape in shapes.items():
             writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32))

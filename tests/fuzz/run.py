@@ -86,7 +86,9 @@ class Campaign:
                 self._note(name, maker, verdict, case, seconds, said)
 
     def _note(self, name: str, maker: str, verdict: str, case: bytes, seconds: float, said: str) -> None:
-        counts = self.found.setdefault(name, {"cases": 0, "success": 0, "refused": 0, "failed": 0, "hypothesis": 0, "libfuzzer": 0, "slowest": 0.0})
+        counts = self.found.setdefault(
+            name, {"cases": 0, "success": 0, "refused": 0, "failed": 0, "hypothesis": 0, "libfuzzer": 0, "slowest": 0.0}
+        )
         counts["cases"] += 1
         counts[maker] += 1
         counts[verdict] += 1
@@ -120,7 +122,10 @@ def main() -> int:
 
     began, campaign = time.monotonic(), Campaign()
     campaign.run(shares(options.cases, options.targets or list(TARGETS), options.seed), options.workers)
-    total = {key: sum(counts[key] for counts in campaign.found.values()) for key in ("cases", "success", "refused", "failed", "hypothesis", "libfuzzer")}
+    total = {
+        key: sum(counts[key] for counts in campaign.found.values())
+        for key in ("cases", "success", "refused", "failed", "hypothesis", "libfuzzer")
+    }
     figures = {"seed": options.seed, "seconds": round(time.monotonic() - began), "total": total, "targets": campaign.found}
     print(json.dumps(figures, indent=1))
     if options.out is not None:

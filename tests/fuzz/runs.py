@@ -3,8 +3,8 @@
 import hashlib
 import json
 import random
-import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,14 +18,32 @@ import gradalign
 from gradalign import load_run
 from gradalign.findings import rank
 from gradalign.report import write_report
-from gradalign.store import TABLES, RunFolder, status
+from gradalign.store import TABLES, Run, RunFolder, status
 from gradalign.store.folder import part_path
 from gradalign.types import GradalignError
 
-_ODD = (b"", b"\x00" * 64, b"PAR1", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 50_000, b'{"generation": 1e400}', b'{"event": "part"}\n' * 50)
+_ODD = (
+    b"",
+    b"\x00" * 64,
+    b"PAR1",
+    b"{}",
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b"[" * 50_000,
+    b'{"generation": 1e400}',
+    b'{"event": "part"}\n' * 50,
+)
 
 
-_OUTCOME = {"stopped": "a is best", "tokens": 5, "gain_half_width": 0.1, "gain_half_width_left": None, "looks": [], "goal": "decide"}
+_OUTCOME = {
+    "stopped": "a is best",
+    "tokens": 5,
+    "gain_half_width": 0.1,
+    "gain_half_width_left": None,
+    "looks": [],
+    "goal": "decide",
+}
 
 
 @cache
@@ -65,7 +83,7 @@ def _damaged(case: bytes, folder: Path) -> None:
     run, chance, met = _copy(folder), random.Random(case), set()
     for _ in range(chance.randint(1, 3)):
         met |= _stroke(run, chance)
-    _read(run, met)
+    _read(run, met, case)
 
 
 def _stroke(run: Path, chance: random.Random) -> set[Path]:
@@ -92,15 +110,22 @@ def _stroke(run: Path, chance: random.Random) -> set[Path]:
             path.unlink()
             path.mkdir()
         case _:
-            stray = run / file.parent / chance.choice(("part-00009.json", "part-0000x.json", "part-99999999999999999999.json", "x\x1b[2J\n", "session-9999.jsonl"))
+            stray = (
+                run
+                / file.parent
+                / chance.choice(
+                    ("part-00009.json", "part-0000x.json", "part-99999999999999999999.json", "x\x1b[2J\n", "session-9999.jsonl")
+                )
+            )
             _replace(stray, chance.choice(_ODD))
             return set()
     return {file}
 
 
-def _read(run: Path, met: set[Path]) -> None:
-    """Read in every way; then the parts that no stroke met are still held, and can be read."""
-    ends = [_end(lambda: rank(load_run(run))), _end(lambda: status(run).sheets())]
+def _read(run: Path, met: set[Path], case: bytes) -> None:
+    """Read in every way (one case in eight is ranked, which is dear); then the parts that no stroke met are still held, and can be read."""
+    look = rank if zlib.crc32(case) % 8 == 0 else Run.summary
+    ends = [_end(lambda: look(load_run(run))), _end(lambda: status(run).sheets())]
     if Path("run.json") not in met:
         kept = {part for part in (0, 1) if not any(_part_of(file) == part for file in met)}
         folder = RunFolder(run)
@@ -139,7 +164,7 @@ def _instead(name: str) -> Callable[[bytes, Path], None]:
         run = _copy(folder)
         file = next(file for file in _files() if file.match(name))
         _replace(run / file, case)
-        _read(run, {file})
+        _read(run, {file}, case)
 
     return read
 
@@ -153,7 +178,9 @@ def _forged(case: bytes, folder: Path) -> None:
     found = json.loads(marker.read_bytes())
     del found["sha256"]
     found["tables"][table]["sha256"] = hashlib.sha256(case[1:]).hexdigest()
-    _replace(marker, json.dumps(found | {"sha256": hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()}).encode())
+    _replace(
+        marker, json.dumps(found | {"sha256": hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()}).encode()
+    )
     load_run(run).frame(table)
 
 
@@ -169,7 +196,7 @@ def _outcome(case: bytes, folder: Path) -> None:
     run = _copy(folder)
     _replace(run / "outcome.json", case)
     _print_outcome(load_run(run).outcome)
-    _read(run, {Path("outcome.json")})
+    _read(run, {Path("outcome.json")}, case)
 
 
 def _content(pattern: str) -> bytes:
@@ -200,5 +227,5 @@ TARGETS = [
     Target("outcome.json", st.one_of(changed([_OUTCOME]), mutated([written(_OUTCOME)]), deep()), _outcome, 2, guided=False),
     Target("log", st.deferred(_log_cases), _instead("log/*.jsonl"), 4, guided=False),
     Target("forged part", st.deferred(_parquet_cases), _forged, 4, guided=False),
-    Target("report", st.deferred(lambda: _documents("run.json")), _reported, 0.3, guided=False),
+    Target("report", st.deferred(lambda: _documents("run.json")), _reported, 0.05, guided=False),
 ]  # fmt: skip

@@ -25,7 +25,16 @@ from gradalign.types import GradalignError, Question
 
 _CONTEXTS = ("none", "correct_demo", "correct_wrong_demo", "wrong_demo", "summary", "reference", "answer")
 _OBJECTIVES = ("reverse_kl", "gkd", "forward_kl", "jsd", "sampled_kl", "minillm", "pbsd_target", "pbsd", "dr_grpo", "success")
-_MODELS = ("builtin:small", "builtin:", "Qwen3-0.6B", "org/name", "./x", "server:http://127.0.0.1:1", "server:https://h:1/v1#m", ".gguf")
+_MODELS = (
+    "builtin:small",
+    "builtin:",
+    "Qwen3-0.6B",
+    "org/name",
+    "./x",
+    "server:http://127.0.0.1:1",
+    "server:https://h:1/v1#m",
+    ".gguf",
+)
 _QUESTION = {
     "id": ["q1", 7], "question": ["What is 2+2?"], "answer": ["4", 4, "yes", True, "A", "1/3"], "kind": [*KINDS, None],
     "choices": [["a", "b"], []], "solution": ["2+2=4"], "difficulty": ["easy", 1],

@@ -45,7 +45,12 @@ class Worker:
         while True:
             if not self._answers(pipe, patience):
                 self.end()
-                yield "failed", case or b"", patience, f"it took longer than {patience:g} s" if case is not None else "no first case"
+                yield (
+                    "failed",
+                    case or b"",
+                    patience,
+                    f"it took longer than {patience:g} s" if case is not None else "no first case",
+                )
                 return
             try:
                 message = pipe.recv()
@@ -67,10 +72,24 @@ class Worker:
                 case, patience = None, self.start
 
     def _answers(self, pipe: Connection, patience: float) -> bool:
+        """Does it say something before it has been at work for so long? On a busy machine it may wait for longer, ten times at most."""
+        began, used = time.monotonic(), self._used()
         try:
-            return pipe.poll(patience)
+            while not pipe.poll(patience):
+                if self._used() - used >= 0.9 * patience or time.monotonic() - began >= 10 * patience:
+                    return False
+            return True
         except (OSError, EOFError):
             return True
+
+    def _used(self) -> float:
+        """Seconds of processor time that the process has used."""
+        assert self.process is not None
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _started(self) -> Connection:
         if self.process is None or not self.process.is_alive() or self.pipe is None:
@@ -117,7 +136,9 @@ def _by_hypothesis(pipe: Connection, name: str, count: int, seed: int) -> None:
     run = _runner(pipe, TARGETS[name])
 
     @seeded(seed)
-    @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
     @given(TARGETS[name].cases)
     def each(case: bytes) -> None:
         run(case)
@@ -135,7 +156,15 @@ def _by_libfuzzer(pipe: Connection, name: str, count: int, seed: int) -> None:
     corpus = Path(tempfile.mkdtemp(prefix="gradalign-corpus-"))
     for number, whole in enumerate(target.seeds):
         (corpus / str(number)).write_bytes(whole)
-    arguments = [sys.argv[0], str(corpus), f"-runs={count}", f"-seed={seed % 2**31 + 1}", "-rss_limit_mb=0", "-max_len=4096", "-detect_leaks=0"]
+    arguments = [
+        sys.argv[0],
+        str(corpus),
+        f"-runs={count}",
+        f"-seed={seed % 2**31 + 1}",
+        "-rss_limit_mb=0",
+        "-max_len=4096",
+        "-detect_leaks=0",
+    ]
     run = _runner(pipe, target)
     atheris.Setup(arguments, run, enable_python_coverage=True)
     try:
