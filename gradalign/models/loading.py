@@ -58,7 +58,11 @@ def _load_files(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedMo
         require_plausible(PretrainedConfig.get_config_dict(source.location, **files)[0], source.name)
         tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False, **files)
         model = AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=getattr(torch, dtype), trust_remote_code=False, **files
+            source.location,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=None if files else True,
+            **files,
         )
     except ImportError as error:
         extra = " (pip install 'gradalign[gguf]')" if source.kind == "gguf" else ""
