@@ -1,9 +1,9 @@
 """Are the distributions that pip would install the ones that were tested? python .ci/hashes.py [--all] [--write]
 
-constraints.sha256 holds the checksum of every distribution that constraints.txt led to where it was written, by file name. pip is asked what it would
-install into an empty environment and with which checksums (`pip install --dry-run --report`), and each file that the lock knows must have the lock's.
-A file of another platform or Python has another name; it is counted and not refused, since an index may serve what was never tested here, as
-torch's CPU build comes under a name of its own. A file with a known name and other content is what nobody should install.
+constraints.sha256 holds the checksum of every distribution that constraints.txt led to where it was written, by file name. pip is asked
+what it would install into an empty environment, with which checksums (`pip install --dry-run --report`), and each file that the lock knows
+must have the lock's. A file of another platform or Python has another name; it is counted and not refused, since an index may serve what
+was never tested here, as torch's CPU build comes under a name of its own. A known name with other content is what nobody should install.
 """
 
 import json
@@ -72,7 +72,7 @@ def main() -> int:
         print(f"{name} has sha256 {found[name]}, not {locked()[name]} as in {LOCK.name}: do not install it", file=sys.stderr)
     known = len(found.keys() & locked().keys())
     print(
-        f"{known - len(wrong)} of {len(found)} distributions are the ones tested; {len(found) - known} have names that {LOCK.name} does not know"
+        f"{known - len(wrong)} of {len(found)} distributions are the ones tested; {len(found) - known} are unknown to {LOCK.name}"
     )
     return 1 if wrong else 0
 

@@ -1,6 +1,6 @@
 """The catalogue of failures: what goes wrong, and the line that the user then sees, end to end through the command.
 
-Every case has an entry in docs/failures.md, whose line is checked against the one that is really printed. What is tested elsewhere is named in ELSEWHERE.
+Every case has an entry in docs/failures.md, whose line is checked against the one that is really printed. ELSEWHERE names other tests.
 """
 
 import ast
@@ -159,9 +159,16 @@ FAILURES = [
     Failure("Damaged weights", ["score", "--student", "spoiled"], model(cut_weights)),
     Failure("A configuration that no model has", ["score", "--student", "spoiled"], model(enormous)),
     Failure("No chat template", ["score", "--student", "spoiled"], model(removed("chat_template.jinja"))),
-    Failure("A chat template that fails", ["score", "--chat-template", "bad.jinja"], written("bad.jinja", "{{ messages[3].content }}")),
-    Failure("A chat template that never ends", ["score", "--chat-template", "bad.jinja"],
-            written("bad.jinja", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")),
+    Failure(
+        "A chat template that fails",
+        ["score", "--chat-template", "bad.jinja"],
+        written("bad.jinja", "{{ messages[3].content }}"),
+    ),
+    Failure(
+        "A chat template that never ends",
+        ["score", "--chat-template", "bad.jinja"],
+        written("bad.jinja", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
+    ),
     Failure("No end-of-turn token", ["score", "--student", "spoiled"], model(no_end_token)),
     Failure("Another tokenizer", [*SCORED, "--teacher", "model:spoiled"], model(other_tokenizer)),
     Failure("Logits that are not numbers", [*SCORED, "--student", "spoiled", "--teacher", "ctx:reference"], model(not_numbers)),
@@ -172,18 +179,34 @@ FAILURES = [
     Failure("A secret in an address", ["score", "--engine", "server:http://me:hunter2@host"]),
     Failure("No such question file", ["score", "nowhere.jsonl"]),
     Failure("A line that is no question", ["score", "q.jsonl"], written("q.jsonl", PLAIN + "\n{")),
-    Failure("An answer that cannot be graded", ["score", "q.jsonl"], written("q.jsonl", json.dumps({"question": "?", "answer": "blue", "kind": "numeric"}))),
-    Failure("A question id twice", ["score", "q.jsonl"], written("q.jsonl", '{"id": "a", "question": "?", "answer": "1"}\n' * 2)),
-    Failure("A context that needs what no question has", [*SCORED, "q.jsonl", "--teacher", "ctx:reference"], written("q.jsonl", PLAIN)),
+    Failure(
+        "An answer that cannot be graded",
+        ["score", "q.jsonl"],
+        written("q.jsonl", json.dumps({"question": "?", "answer": "blue", "kind": "numeric"})),
+    ),
+    Failure(
+        "A question id twice", ["score", "q.jsonl"], written("q.jsonl", '{"id": "a", "question": "?", "answer": "1"}\n' * 2)
+    ),
+    Failure(
+        "A context that needs what no question has",
+        [*SCORED, "q.jsonl", "--teacher", "ctx:reference"],
+        written("q.jsonl", PLAIN),
+    ),
     Failure("A context longer than the window", [*SCORED, "q.jsonl", "--teacher", "ctx:reference"], written("q.jsonl", LONG)),
     Failure("An unknown context", ["score", "--teacher", "ctx:corect_demo"]),
     Failure("A template with a fault", ["score", "--teacher", "ctx:mine.j2"], written("mine.j2", "{% if %}")),
     Failure("A teacher in another form", ["score", "--teacher", "correct_demo"]),
     Failure("An unknown objective", ["score", "--objective", "klkl"]),
-    Failure("A module of one's own that fails", ["score", "--objective", "mine:f"], written("mine.py", "raise RuntimeError('no')")),
+    Failure(
+        "A module of one's own that fails", ["score", "--objective", "mine:f"], written("mine.py", "raise RuntimeError('no')")
+    ),
     Failure("A budget that is not understood", ["score", "--budget", "lots"]),
     Failure("Truncated sampling", ["score", "--top-p", "0.9"]),
-    Failure("A fault in a training configuration", ["score", "--configs", "c.yaml"], written("c.yaml", "- name: a\n  objektive: reverse_kl\n")),
+    Failure(
+        "A fault in a training configuration",
+        ["score", "--configs", "c.yaml"],
+        written("c.yaml", "- name: a\n  objektive: reverse_kl\n"),
+    ),
     Failure("Workers without Ray", ["score", "--workers", "2"]),
     Failure("An object store that cannot be reached", [*RUN[:-1], "nowhere://bucket/run"]),
     Failure("A folder that cannot be written", [*RUN[:-1], "file"], written("file", "x")),
@@ -200,16 +223,19 @@ FAILURES = [
     Failure("A folder that is no run at all", ["rank", "nowhere"]),
     Failure("A question that the run does not have", ["show", "r", "--question", "nope"], run=True),
     Failure("A place that cannot be written", ["rank", "r", "--out", "nowhere/t.csv"], run=True),
-]  # fmt: skip
+]
 GOES_ON = {  # nothing is refused: the case is counted or said, and the run goes on
     "Padded logits": ("test_cli.py", "test_padded_logits_are_noted"),
-    "Questions and contexts that are left out": ("test_cli.py", "test_questions_and_teachers_that_lack_something_are_skipped_and_counted"),
+    "Questions and contexts that are left out": (
+        "test_cli.py",
+        "test_questions_and_teachers_that_lack_something_are_skipped_and_counted",
+    ),
     "All rollouts right, or all wrong": ("test_cli.py", "test_ungradable_and_all_wrong_are_counted"),
     "Out of memory": ("test_failures.py", "test_out_of_memory_halves_the_batch_and_says_so"),
     "An interrupt": ("test_cli.py", "test_an_interrupt_says_how_to_go_on"),
     "A run that was killed": ("test_failures.py", "test_a_killed_run_says_so_and_goes_on"),
     "A question that breaks": ("test_failures.py", "test_a_question_that_breaks_is_set_aside"),
-}  # fmt: skip
+}
 ELSEWHERE = [  # what else is promised of the same cases, tested where it belongs
     ("test_resume.py", "test_killed_ten_times_a_run_ends_with_the_same_rows"),
     ("test_store.py", "test_a_full_disk_says_so_and_loses_nothing"),

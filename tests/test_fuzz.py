@@ -1,4 +1,4 @@
-"""Every parser of what comes from outside, on some hundred cases, and on every case that ever failed: see tests/fuzz/run.py for campaigns."""
+"""Every parser of what comes from outside, on some hundred cases and on every case that ever failed; campaigns are tests/fuzz/run.py's."""
 
 import logging
 import time

@@ -21,9 +21,14 @@ SOURCES = sorted([*(ROOT / "gradalign").rglob("*.py"), *(ROOT / "cli").rglob("*.
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 RUNNERS = {"eval", "exec", "compile", "__import__"}
 LOADERS = {
-    ("torch", "load"), ("np", "load"), ("numpy", "load"), ("pd", "read_pickle"), ("os", "system"), ("os", "popen"),
+    ("torch", "load"),
+    ("np", "load"),
+    ("numpy", "load"),
+    ("pd", "read_pickle"),
+    ("os", "system"),
+    ("os", "popen"),
     *(("yaml", name) for name in ("load", "load_all", "unsafe_load", "full_load", "unsafe_load_all", "full_load_all")),
-}  # fmt: skip
+}
 
 
 def forbidden(source: str) -> list[str]:
@@ -64,9 +69,18 @@ def test_nothing_in_the_package_runs_what_it_reads(path):
 
 @pytest.mark.parametrize(
     "source",
-    ["import pickle", "from dill import loads", "eval('1')", "torch.load(f)", "yaml.load(t)", "np.load(f, allow_pickle=True)",
-     "A.from_pretrained(n)", "A.from_pretrained(n, trust_remote_code=True)", "run(c, shell=True)"],
-)  # fmt: skip
+    [
+        "import pickle",
+        "from dill import loads",
+        "eval('1')",
+        "torch.load(f)",
+        "yaml.load(t)",
+        "np.load(f, allow_pickle=True)",
+        "A.from_pretrained(n)",
+        "A.from_pretrained(n, trust_remote_code=True)",
+        "run(c, shell=True)",
+    ],
+)
 def test_what_would_run_it_is_found(source):
     assert forbidden(source)
 
@@ -148,8 +162,11 @@ def test_every_command_shows_hostile_text_as_text(gradalign, tabular, tmp_path):
     assert {command.callback.__name__ for command in app.registered_commands if command.callback} == {*COMMANDS}
     hostile_run(tabular, tmp_path / "r")
     log = next((tmp_path / "r" / "log").iterdir())
-    events = [{"event": "warning", "message": WORDS[3], "seconds": 1}, {"event": "set aside", "question": QUESTION, "reason": TEXT, "seconds": 1},
-              {"event": "ended", "how": "failed", "message": WORDS[2], "seconds": 1}]  # fmt: skip
+    events = [
+        {"event": "warning", "message": WORDS[3], "seconds": 1},
+        {"event": "set aside", "question": QUESTION, "reason": TEXT, "seconds": 1},
+        {"event": "ended", "how": "failed", "message": WORDS[2], "seconds": 1},
+    ]
     log.write_text(log.read_text() + "\n".join(map(json.dumps, events)), encoding="utf-8")
     first = json.loads((builtin_path("questions") / "arithmetic" / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
     records = [first | {"id": QUESTION, "question": TEXT + first["question"]}, first | {"id": "plain", "difficulty": WORDS[3]}]

@@ -24,7 +24,7 @@ _MEND = "check that its files are whole"
 
 
 def require_plausible(config: Mapping[str, Any], name: str) -> None:
-    """Refuse sizes that no model has, before anything of such a size is built. `config` is the content of config.json, as it stands there."""
+    """Refuse sizes that no model has, before anything of such a size is built. `config` is the content of config.json as it stands."""
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     for part in parts:
         for key, most in _MOST.items():

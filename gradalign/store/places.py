@@ -30,7 +30,7 @@ def place_of(path: str | Place) -> Place:
         return expanded(path)
     if "@" in path.partition("://")[2].partition("/")[0]:
         raise GradalignError(
-            "the address of a run may hold no user or password: it stands in reports and logs; give keys in the environment, as AWS_ACCESS_KEY_ID"
+            "the address of a run may hold no user or password, since reports show it; give keys in the environment, as AWS_ACCESS_KEY_ID"
         )
     try:
         place = UPath(path, use_listings_cache=False)

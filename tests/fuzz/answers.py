@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fuzz.making import changed, deep, mutated, written
-from fuzz.target import Target
 from hypothesis import strategies as st
 
+from fuzz.making import changed, deep, mutated, written
+from fuzz.target import Target
 from gradalign.endpoint.client import Endpoint
 from gradalign.endpoint.fitness import Probe, connected
 
@@ -17,12 +17,16 @@ _TOKENS = {"count": 2, "tokens": [5, 6], "max_model_len": 512}
 _COMPLETION = {
     "choices": [
         {
-            "text": "ab", "token_ids": [5, 6], "prompt_token_ids": [5, 6], "prompt_logprobs": [None, {"6": {"logprob": -0.5, "rank": 1}}],
-            "logprobs": {"token_logprobs": [-0.1, -0.2], "tokens": ["token_id:5", "token_id:6"]}, "finish_reason": "length",
+            "text": "ab",
+            "token_ids": [5, 6],
+            "prompt_token_ids": [5, 6],
+            "prompt_logprobs": [None, {"6": {"logprob": -0.5, "rank": 1}}],
+            "logprobs": {"token_logprobs": [-0.1, -0.2], "tokens": ["token_id:5", "token_id:6"]},
+            "finish_reason": "length",
         }
     ],
     "usage": {"prompt_tokens": 2},
-}  # fmt: skip
+}
 _WHOLE = [_CARDS, _TOKENS, _COMPLETION]
 
 

@@ -8,9 +8,35 @@ from typing import Any
 from hypothesis import strategies as st
 
 _HOSTILE = (
-    "", " ", "\x00", "\x1b[2J\x1b]0;t\x07", "\u202e", "\ud800", "\uffff", "é" * 300, "a" * 5000, "../../etc/passwd", "/dev/zero", "{{", "%s%n", "-1",
-    "0", "1e999", "nan", "inf", "9" * 400, "1_0", "٣", "²", "<script>", "$(id)", "CON", "\r\n", "[red]", "__class__",
-)  # fmt: skip
+    "",
+    " ",
+    "\x00",
+    "\x1b[2J\x1b]0;t\x07",
+    "\u202e",
+    "\ud800",
+    "\uffff",
+    "é" * 300,
+    "a" * 5000,
+    "../../etc/passwd",
+    "/dev/zero",
+    "{{",
+    "%s%n",
+    "-1",
+    "0",
+    "1e999",
+    "nan",
+    "inf",
+    "9" * 400,
+    "1_0",
+    "٣",
+    "²",
+    "<script>",
+    "$(id)",
+    "CON",
+    "\r\n",
+    "[red]",
+    "__class__",
+)
 _ODD_BYTES = (
     b"\x00",
     b"\xff",
@@ -28,7 +54,7 @@ _ODD_BYTES = (
 hostile_text = st.one_of(st.sampled_from(_HOSTILE), st.text(max_size=40))
 _leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.sampled_from((10**400, -(2**63), 2**63, 0.1, 1e308)), st.floats(), hostile_text
-)  # fmt: skip
+)
 
 
 def encoded(text: str) -> bytes:
@@ -76,8 +102,11 @@ def deep() -> st.SearchStrategy[bytes]:
 
 def mutated(seeds: Sequence[bytes], edits: int = 6) -> st.SearchStrategy[bytes]:
     """Whole files with a few bytes changed, removed, repeated or put in, or cut short, or crossed with another."""
-    return st.builds(lambda which, chance: _edited(seeds[which % len(seeds)], seeds, random.Random(chance), edits),
-                     st.integers(0, 1000), st.integers(0, 2**64 - 1))  # fmt: skip
+    return st.builds(
+        lambda which, chance: _edited(seeds[which % len(seeds)], seeds, random.Random(chance), edits),
+        st.integers(0, 1000),
+        st.integers(0, 2**64 - 1),
+    )
 
 
 def _edited(content: bytes, seeds: Sequence[bytes], chance: random.Random, edits: int) -> bytes:

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fuzz.making import changed, deep, mutated, written
-from fuzz.target import Target
 from hypothesis import strategies as st
 
+from fuzz.making import changed, deep, mutated, written
+from fuzz.target import Target
 from gradalign.builtin import builtin_path
 from gradalign.models import LoadOptions, load_model
 
@@ -138,7 +138,12 @@ def _gguf_cases() -> st.SearchStrategy[bytes]:
 
 
 TARGETS = [
-    _json_target("config.json", 1.2), _json_target("generation_config.json", 0.8), _json_target("tokenizer_config.json", 0.8), _json_target("tokenizer.json", 0.8),
-    Target("safetensors", st.one_of(changed([_safetensors()[0]], _with_length), mutated([_head()], 3)), _weights, 1.2, guided=False),
+    _json_target("config.json", 1.2),
+    _json_target("generation_config.json", 0.8),
+    _json_target("tokenizer_config.json", 0.8),
+    _json_target("tokenizer.json", 0.8),
+    Target(
+        "safetensors", st.one_of(changed([_safetensors()[0]], _with_length), mutated([_head()], 3)), _weights, 1.2, guided=False
+    ),
     Target("gguf", st.deferred(_gguf_cases), _gguf, 1.0, guided=False),
-]  # fmt: skip
+]

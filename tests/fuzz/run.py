@@ -1,7 +1,7 @@
-"""A campaign: python tests/fuzz/run.py [--cases 100000] [--seed 0] [--targets NAME…]. Each target has a process of its own that is ended when a case
-takes longer than 5 seconds; failing cases are stored under tests/fuzz/regressions/, where the fast tests find them.
+"""A campaign: python tests/fuzz/run.py [--cases 100000] [--seed 0] [--targets NAME…]. Cases run in processes that are ended when one takes
+longer than 5 seconds; failing cases are stored under tests/fuzz/regressions/, where the fast tests find them.
 
-Half of the targets' cases come from hypothesis; where atheris is installed, libFuzzer makes a third of those it can guide by coverage.
+Cases come from hypothesis; where atheris is installed, a third of those of texts and answers come from libFuzzer, which looks at coverage.
 """
 
 import argparse

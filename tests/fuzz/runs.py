@@ -9,12 +9,12 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from fuzz.making import changed, deep, mutated, written
-from fuzz.target import Broken, Target
 from gradalign_cli.score import _print_outcome
 from hypothesis import strategies as st
 
 import gradalign
+from fuzz.making import changed, deep, mutated, written
+from fuzz.target import Broken, Target
 from gradalign import load_run
 from gradalign.findings import rank
 from gradalign.report import write_report
@@ -51,9 +51,16 @@ def whole_run() -> Path:
     """A run of two parts, made once in this process and never changed."""
     folder = Path(tempfile.mkdtemp(prefix="gradalign-fuzz-")) / "run"
     gradalign.score(
-        "builtin:arithmetic", limit=4, rollouts=4, budget=16, part_size=2, teachers=["ctx:reference"], demonstrations=4,
-        device="cpu", out=folder,
-    )  # fmt: skip
+        "builtin:arithmetic",
+        limit=4,
+        rollouts=4,
+        budget=16,
+        part_size=2,
+        teachers=["ctx:reference"],
+        demonstrations=4,
+        device="cpu",
+        out=folder,
+    )
     return folder
 
 
@@ -79,7 +86,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _damaged(case: bytes, folder: Path) -> None:
-    """The case seeds a few strokes: flips, cuts, removals, swaps, other content, files that are folders. What no stroke met must be left."""
+    """The case seeds a few strokes: flips, cuts, removals, swaps, other content, folders for files. What no stroke met must stay."""
     run, chance, met = _copy(folder), random.Random(case), set()
     for _ in range(chance.randint(1, 3)):
         met |= _stroke(run, chance)
@@ -223,9 +230,15 @@ def _parquet_cases() -> st.SearchStrategy[bytes]:
 TARGETS = [
     Target("run folder", st.binary(min_size=1, max_size=8), _damaged, 12, guided=False),
     Target("run.json", st.deferred(lambda: _documents("run.json")), _instead("run.json"), 5, guided=False),
-    Target("marker", st.deferred(lambda: _documents("finished/part-00000.json")), _instead("finished/part-00000.json"), 4, guided=False),
+    Target(
+        "marker",
+        st.deferred(lambda: _documents("finished/part-00000.json")),
+        _instead("finished/part-00000.json"),
+        4,
+        guided=False,
+    ),
     Target("outcome.json", st.one_of(changed([_OUTCOME]), mutated([written(_OUTCOME)]), deep()), _outcome, 2, guided=False),
     Target("log", st.deferred(_log_cases), _instead("log/*.jsonl"), 4, guided=False),
     Target("forged part", st.deferred(_parquet_cases), _forged, 4, guided=False),
     Target("report", st.deferred(lambda: _documents("run.json")), _reported, 0.05, guided=False),
-]  # fmt: skip
+]

@@ -25,8 +25,8 @@ class Broken(AssertionError):
 class Target:
     """`read` takes a case and an empty folder that it may write into. A case is bytes, so that it can be stored, mutated and replayed.
 
-    `share` is the part of a campaign's cases, relative to other targets; `seeds` are whole cases, where mutation begins. What `read` raises other
-    than `GradalignError` is a failure, and so is what takes longer than SECONDS.
+    `share` is the part of a campaign's cases, relative to other targets; `seeds` are whole cases, where mutation begins. What `read` raises
+    other than `GradalignError` is a failure, and so is what takes longer than SECONDS.
     """
 
     name: str

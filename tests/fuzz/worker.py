@@ -1,4 +1,4 @@
-"""A process that runs cases and is ended where one takes too long. Every case is told before it is begun, so none is lost with the process."""
+"""A process that runs cases and is ended where one takes too long. A case is told before it is begun, so it is never lost."""
 
 import contextlib
 import logging
@@ -129,9 +129,10 @@ def _serve(pipe: Connection) -> None:
 
 
 def _by_hypothesis(pipe: Connection, name: str, count: int, seed: int) -> None:
-    from fuzz.table import TARGETS
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
+
+    from fuzz.table import TARGETS
 
     run = _runner(pipe, TARGETS[name])
 
