@@ -6,9 +6,11 @@ VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SMALL ?= 0
+CASES ?= 100000
+SEED ?= 0
 WHEEL_PLACE := $(or $(TMPDIR),/tmp)/gradalign-wheel
 
-.PHONY: demo test test-slow test-trl test-vllm test-scale test-browser notebooks docs check bench wheel clean
+.PHONY: demo test test-slow test-trl test-vllm test-scale test-browser fuzz hashes audit notebooks docs check bench wheel clean
 
 demo: $(VENV)/.installed  ## score the built-in student and print the ranking
 	$(BIN)/gradalign score
@@ -30,6 +32,16 @@ test-scale: $(VENV)/.scale-installed  ## Ray clusters of several nodes, an S3 se
 
 test-browser: $(VENV)/.browser-installed  ## the report in Chromium (which has to be installed)
 	$(BIN)/python -m pytest -q -m browser --durations=5
+
+fuzz: $(VENV)/.fuzz-installed  ## cases for every parser, by hypothesis and libFuzzer; CASES and SEED choose a campaign
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --cases $(CASES) --seed $(SEED)
+
+hashes: $(VENV)/bin/python  ## compare what pip would install with constraints.sha256; ALL=--all takes every extra
+	$(BIN)/python .ci/hashes.py $(ALL)
+
+audit: $(VENV)/bin/python  ## known vulnerabilities of what constraints.txt pins; asks the vulnerability service of PyPI, and fails where there is none
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 notebooks: $(VENV)/.notebooks-installed  ## run the notebooks from top to bottom; STORE=--store keeps their outputs
 	$(BIN)/python notebooks/run.py $(STORE)
@@ -78,6 +90,10 @@ $(VENV)/.test-installed: $(VENV)/.installed
 
 $(VENV)/.trl-installed: $(VENV)/.test-installed
 	$(PIP) --editable ".[test,trl]"
+	touch $@
+
+$(VENV)/.fuzz-installed: $(VENV)/.test-installed
+	$(PIP) --editable ".[fuzz]"
 	touch $@
 
 $(VENV)/.scale-installed: $(VENV)/.test-installed

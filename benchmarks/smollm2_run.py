@@ -8,21 +8,8 @@ answers. Keeps in `benchmarks/smollm2/` the ranking as a table and as text, the 
 the questions with fewer rollouts, and keeps no file.
 """
 
-import importlib.util
-import json
 import os
-import platform
-import shutil
-import tempfile
-import time
 from pathlib import Path
-
-import torch
-from rich.console import Console
-
-import gradalign
-from gradalign.store import Run
-from gradalign_cli.progress import ProgressDisplay
 
 SMALL = os.environ.get("SMALL") == "1"
 PLACE = Path(__file__).resolve().parent / "smollm2"

@@ -15,6 +15,7 @@ A YAML file holds a list, or a mapping whose key `configurations` holds it:
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ import yaml
 from jaxtyping import Float
 
 from gradalign.contexts import parse_teacher
+from gradalign.home import expanded
 from gradalign.types import REWARDS, GradalignError
 
 QuestionKind = Literal["uniform", "paced"]
@@ -166,12 +168,13 @@ def _numbers(texts: Sequence[str], message: str) -> tuple[float, ...]:
     return values
 
 
+_DEEPEST = 50
 _SETTINGS = ("name", "teacher", "objective", "step", "questions", "tokens", "temperature")
 
 
 def load_configurations(path: str | Path) -> tuple[Configuration, ...]:
     """Every configuration of a YAML file, or of all `.yaml` files of a folder in the order of their names."""
-    place = Path(path).expanduser()
+    place = expanded(path)
     files = sorted(place.glob("*.yaml")) if place.is_dir() else [place]
     if not files:
         raise GradalignError(f"folder {place} holds no .yaml file; give a file of configurations")
@@ -187,9 +190,15 @@ def load_configurations(path: str | Path) -> tuple[Configuration, ...]:
 
 def _read(file: Path) -> list[Configuration]:
     try:
-        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
+        text = file.read_text(encoding="utf-8")
+        if _depth(text) > _DEEPEST:  # the time that PyYAML takes grows with the square of the depth
+            raise GradalignError(f"{file}: not YAML: nested too deep")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, ValueError) as error:
         raise GradalignError(f"configurations {file} cannot be read: {error}") from error
+    except (yaml.reader.ReaderError, RecursionError) as error:
+        why = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise GradalignError(f"{file}: not YAML: {why}") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise GradalignError(f"{file}{line}: not YAML: {error.problem}") from error
@@ -199,6 +208,11 @@ def _read(file: Path) -> list[Configuration]:
     if not isinstance(node, yaml.SequenceNode) or not node.value:
         raise GradalignError(f"{file}: holds no list of configurations; begin each with `- name: …`")
     return [_configuration(item, file) for item in node.value]
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at once, at most."""
+    return max(accumulate((1 if c in "[{" else -1 for c in text if c in "[]{}"), initial=0))
 
 
 def _entries(node: yaml.MappingNode, known: Sequence[str], file: Path) -> dict[str, yaml.Node]:

@@ -33,6 +33,9 @@ def imported(spec: str) -> Callable[..., Any] | None:
         found = getattr(import_module(module), function, None)
     except ImportError as error:
         raise GradalignError(f"function {spec!r}: {error}; give a module that can be imported from here") from error
+    except (Exception, SystemExit) as error:  # a module of the user's own can fail in any way
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise GradalignError(f"function {spec!r}: module {module} cannot be imported ({said}); mend it") from error
     finally:
         sys.path.remove(folder)
     if not callable(found):

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 FLOORS = [
-    {"types", "visible"},
+    {"types", "visible", "home", "deadline"},
     {"sheets", "builtin", "seeds", "inference", "sketch", "tails", "spans", "transfer", "pacing", "plugins", "endpoint"},
     {"tree", "questions", "contexts", "store", "objectives"},
     {"success", "models", "configurations"},

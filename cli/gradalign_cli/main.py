@@ -9,7 +9,7 @@ import typer
 
 from gradalign import __version__
 from gradalign.types import GradalignError
-from gradalign_cli.console import Interrupted, errors, safe
+from gradalign_cli.console import Interrupted, errors, line_of, safe
 from gradalign_cli.contexts import app as contexts
 from gradalign_cli.doctor import doctor
 from gradalign_cli.export import export
@@ -66,7 +66,7 @@ def main() -> None:
     except GradalignError as error:
         if debug:
             raise
-        errors.print(f"[bold red]error:[/] {safe(' '.join(str(error).split()))}", soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {line_of(error)}", soft_wrap=True)
         sys.exit(2)
     except Interrupted:
         command = shlex.join(["gradalign", *arguments])

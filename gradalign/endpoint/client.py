@@ -56,8 +56,9 @@ class Endpoint:
         )
         card = self._card()
         self.model = str(card["id"])
-        self.root = card.get("root")
-        self.window: int | None = card.get("max_model_len")
+        self.root = None if card.get("root") is None else str(card["root"])
+        window = card.get("max_model_len")
+        self.window = window if isinstance(window, int) and window > 0 else None
 
     def complete(self, prompt: Sequence[int] | str, settings: Mapping[str, Any]) -> Answer:
         """One completion of a prompt, with the request's other fields as given."""
@@ -78,7 +79,7 @@ class Endpoint:
             if error.status in (404, 405, 501):
                 return None
             raise
-        except (LookupError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, OverflowError):
             return None
 
     def over(self, items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
@@ -101,8 +102,8 @@ class Endpoint:
                 ) from None
             raise
         try:
-            cards = {str(card["id"]): card for card in body["data"]}
-        except (LookupError, TypeError):
+            cards = {str(card["id"]): dict(card) for card in body["data"]}
+        except (LookupError, TypeError, ValueError):
             raise EndpointError(f"{self.name}: what answers at {self.address.url} lists no models; check the URL") from None
         wanted = self.address.model or (next(iter(cards)) if len(cards) == 1 else None)
         if wanted is None:

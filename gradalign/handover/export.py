@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from gradalign.configurations import Configuration
 from gradalign.handover.mapping import trl_plan
 from gradalign.handover.tables import question_table, token_table
+from gradalign.home import expanded
 from gradalign.store import Run
 from gradalign.types import GradalignError
 
@@ -65,7 +66,7 @@ def export_configuration(
     if to not in FORMATS:
         raise GradalignError(f"cannot export to {to!r}; choose from {', '.join(FORMATS)}")
     _require_scored_alike(run, configuration)
-    target = Path(folder).expanduser()
+    target = expanded(folder)
     _require_free(target, force)
     questions, left_out = question_table(run, configuration)
     tokens = token_table(run, configuration, questions)
@@ -138,7 +139,7 @@ def _chat_template(run: Run, lost: list[str]) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return expanded(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         lost.append(f"The chat template {path} cannot be read here: trained is with the one that the model brings.")
         return None

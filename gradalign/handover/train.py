@@ -41,7 +41,7 @@ def main() -> None:
     plan = json.loads((HERE / "trl.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (HERE / "train.jsonl").read_text(encoding="utf-8").split("\n") if line]
     path = options.model or plan["student"]["model"]
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, padding_side="left", truncation_side="left")
     if (HERE / "chat_template.jinja").exists():
         tokenizer.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
     for lost in plan["not_carried"]:
@@ -87,7 +87,9 @@ def build(plan: dict, model, settings, data: Dataset, tokenizer):
     teacher = None
     if plan["teacher"] is not None:
         place, file = plan["teacher"]["model"], plan["teacher"]["gguf_file"]
-        teacher = AutoModelForCausalLM.from_pretrained(place, dtype="auto", **({"gguf_file": file} if file else {}))
+        teacher = AutoModelForCausalLM.from_pretrained(
+            place, dtype="auto", trust_remote_code=False, **({"gguf_file": file} if file else {})
+        )
         teacher = teacher.eval().requires_grad_(False)
     if plan["trainer"] == "DistillationTrainer":
         return DistillationTrainer(teacher_model=teacher, **shared)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from gradalign.deadline import templates_end
 from gradalign.types import GradalignError
 
 DATE = datetime(2024, 7, 26)  # what Llama's own templates say where they are told no date
@@ -61,14 +62,15 @@ class ChatCodec:
     def _encoded(self, user: str, system: str | None, opens: bool = True, date: datetime = DATE) -> tuple[int, ...]:
         """Token ids of the chat; with `opens` also those that open the assistant's turn."""
         try:
-            encoded = self.tokenizer.apply_chat_template(
-                messages(user, system),
-                add_generation_prompt=opens,
-                tokenize=True,
-                return_dict=True,
-                strftime_now=date.strftime,
-                **template_settings(self.thinking, date),
-            )
+            with templates_end():
+                encoded = self.tokenizer.apply_chat_template(
+                    messages(user, system),
+                    add_generation_prompt=opens,
+                    tokenize=True,
+                    return_dict=True,
+                    strftime_now=date.strftime,
+                    **template_settings(self.thinking, date),
+                )
         except Exception as error:  # a template can fail in any way
             raise GradalignError(f"the chat template of {self.name!r} failed: {error}; pass --chat-template FILE") from error
         return tuple(encoded["input_ids"])  # pyright: ignore

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gradalign.home import expanded
 from gradalign.models.adapters import find_adapter, read_adapted
 from gradalign.models.causal import CausalLanguageModel, Origin
 from gradalign.models.chat import ChatCodec, vocabulary_span
@@ -69,7 +69,7 @@ def _quantised_here(source: ModelSource, options: LoadOptions) -> str | None:
 
 def _read_template(path: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return expanded(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise GradalignError(f"chat template {path} cannot be read ({first_line(error)}); check the path") from error
 
@@ -78,7 +78,13 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     """Every token that ends a turn by the model's generation settings, its configuration or its tokenizer."""
     settings = (model.generation_config, model.config.get_text_config(), tokenizer)
     declared = [getattr(source, "eos_token_id", None) for source in settings]
-    ids = {token for value in declared if value is not None for token in (value if isinstance(value, list) else [value])}
+    named = [token for value in declared if value is not None for token in (value if isinstance(value, list) else [value])]
+    odd = next((token for token in named if not isinstance(token, int)), None)
+    if odd is not None:
+        raise GradalignError(
+            f"the model names {str(odd)[:50]!r} as its end-of-turn token; set eos_token_id in its generation_config.json"
+        )
+    ids = set(named)
     if not ids:
         raise GradalignError("the model names no end-of-turn token; set eos_token_id in its generation_config.json")
     return frozenset(ids)

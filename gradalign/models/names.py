@@ -11,6 +11,7 @@ from typing import Literal
 
 from gradalign.builtin import builtin_names, builtin_path
 from gradalign.endpoint import PREFIX, parse_address
+from gradalign.home import expanded
 from gradalign.types import GradalignError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -50,7 +51,7 @@ def resolve_model(name: str) -> ModelSource:
     What follows the last @ of a name is its revision, unless the whole is a path that exists.
     """
     plain, separator, revision = name.rpartition("@")
-    if not separator or name.startswith(PREFIX) or os.path.exists(Path(name).expanduser()):
+    if not separator or name.startswith(PREFIX) or os.path.exists(expanded(name)):
         return _without_revision(name)
     found = _without_revision(plain)
     if found.kind != "hub":
@@ -67,7 +68,7 @@ def _without_revision(name: str) -> ModelSource:
         return ModelSource(name, "folder", str(_builtin_student(name)))
     if name.startswith(PREFIX):
         return ModelSource(name, "server", parse_address(name).url)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix == ".gguf":
         if not os.path.isfile(path):
             raise GradalignError(f"no such GGUF file: {name}; check the path")

@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from gradalign.models.names import ModelSource
 from gradalign.models.placement import SHARD
+from gradalign.models.plausible import require_plausible
 from gradalign.types import GradalignError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -60,9 +61,13 @@ def read_tokenizer(source: ModelSource, options: LoadOptions) -> PreTrainedToken
 
 
 def read_config(source: ModelSource, options: LoadOptions) -> PreTrainedConfig:
-    """The configuration of a model."""
+    """The configuration of a model, whose sizes are those of a model."""
+    files = _files(source, options)
     try:
-        config = AutoConfig.from_pretrained(source.location, **_files(source, options))
+        require_plausible(PreTrainedConfig.get_config_dict(source.location, **files)[0], source.name)
+        config = AutoConfig.from_pretrained(source.location, **files)
+    except GradalignError:
+        raise
     except Exception as error:
         raise _not_loaded(source, error) from error
     named = getattr(config, "transformers_weights", None)
@@ -74,7 +79,8 @@ def read_config(source: ModelSource, options: LoadOptions) -> PreTrainedConfig:
 def read_weights(source: ModelSource, options: LoadOptions) -> PreTrainedModel:
     """The model in its files, on its device and ready for forward passes."""
     device, dtype = device_of(options), dtype_of(options)
-    method = None if source.gguf_file else quantization_method(read_config(source, options))
+    config = read_config(source, options)
+    method = None if source.gguf_file else quantization_method(config)
     told = _attention(options) | _quantize(source, options, method, dtype) | {"dtype": dtype, "use_safetensors": True}
     scratch = None
     if options.device == SHARD:

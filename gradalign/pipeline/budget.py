@@ -10,6 +10,7 @@ from gradalign.types import GradalignError
 
 Unit = Literal["rollouts-per-question", "tokens"]
 _FORM = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)(?:-(rollouts-per-question|tokens))?")
+_MOST = 2**53  # past it numbers of tokens are no longer exact
 _SCALES = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -37,7 +38,8 @@ class Budget:
 def parse_budget(text: str) -> Budget:
     """`64`, `64-rollouts-per-question` or `200k-tokens`."""
     form = _FORM.fullmatch(text.strip())
-    if not form or (amount := float(form[1]) * _SCALES[form[2].lower()]) < 1 or amount != int(amount):
+    amount = float(form[1]) * _SCALES[form[2].lower()] if form else 0.0
+    if not form or not 1 <= amount <= _MOST or amount != int(amount):
         raise GradalignError(f"budget {text!r} is not understood; write 64-rollouts-per-question or 200k-tokens")
     return Budget(int(amount), "tokens" if form[3] == "tokens" else "rollouts-per-question")
 

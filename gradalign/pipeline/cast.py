@@ -10,6 +10,7 @@ from gradalign.engines import Engine, HFEngine, student_engine
 from gradalign.models import (
     STUDENT,
     CausalLanguageModel,
+    ChatCodec,
     LoadedModel,
     LoadOptions,
     Turn,
@@ -25,7 +26,7 @@ from gradalign.models.span import shared_span
 from gradalign.objectives import parse_objective
 from gradalign.pipeline.config import Execution, RunConfig
 from gradalign.pipeline.openings import opening_notices
-from gradalign.types import TeacherSpec
+from gradalign.types import GradalignError, TeacherSpec
 
 
 @dataclass(frozen=True, eq=False)

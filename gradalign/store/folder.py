@@ -8,6 +8,7 @@ the old ones hold. Knows rows and files; nothing of models or of what the rows m
 import errno
 import hashlib
 import json
+import re
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradalign.store.damage import Known, parsed, problem_of_description, problem_of_marker, problem_of_outcome
 from gradalign.store.lock import lock_of
 from gradalign.store.log import FOLDER as LOG
 from gradalign.store.log import read_session, sessions
@@ -30,6 +32,7 @@ from gradalign.types import GradalignError
 FORMAT = 7
 Rows = Mapping[str, list[dict[str, Any]] | pa.Table]
 _OURS = {PARTIAL, ".lock", LOG, "lease.json"}
+_MARKER = re.compile(r"part-(\d{5,9})\.json", re.ASCII)
 
 
 class RunFolder:
@@ -176,16 +179,17 @@ def read_description(path: Place) -> dict[str, Any]:
     if not there:
         raise GradalignError(f"{path} is not a run: it has no run.json; give the folder that `gradalign score` wrote")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if not (isinstance(record["identity"], dict) and isinstance(record["provenance"], dict)):
-            raise TypeError("no identity or provenance")
-        if record["format"] != FORMAT:
-            raise GradalignError(
-                f"run {path} has format {record['format']}, this version reads {FORMAT}; install the version that wrote it"
-            )
-        return record
-    except (ValueError, KeyError, TypeError) as error:
+        record = parsed(file)
+    except (OSError, ValueError) as error:
         raise GradalignError(f"{file} is damaged ({error}); score again into another folder") from error
+    problem = problem_of_description(record)
+    if problem is not None:
+        raise GradalignError(f"{file} is damaged ({problem}); score again into another folder")
+    if record["format"] != FORMAT:
+        raise GradalignError(
+            f"run {path} has format {record['format']}, this version reads {FORMAT}; install the version that wrote it"
+        )
+    return record | {key: Known(file, record[key]) for key in ("identity", "provenance")}
 
 
 def require_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Place) -> None:
@@ -199,21 +203,22 @@ def require_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Place) ->
 
 def checked_parts(path: Place) -> dict[int, str | None]:
     """Every part with a marker, and what is wrong with it (None if nothing is)."""
-    markers = sorted((path / "finished").glob("part-[0-9][0-9][0-9][0-9][0-9]*.json"))
-    return {int(marker.stem.removeprefix("part-")): _problem(path, marker) for marker in markers}
+    markers = sorted((path / "finished").glob("part-*.json"))
+    return {int(found[1]): _problem(path, marker) for marker in markers if (found := _MARKER.fullmatch(marker.name))}
 
 
 def read_marker(path: Place, part: int) -> dict[str, Any]:
     """The marker of a part: generation, note, and rows and checksum of each table."""
-    return json.loads(_marker_path(path, part).read_text(encoding="utf-8"))
+    return parsed(_marker_path(path, part))
 
 
 def read_outcome(path: Place) -> dict[str, Any]:
-    """outcome.json of a run, empty where it has none."""
+    """outcome.json of a run, empty where it has none, or a damaged one."""
     try:
-        return json.loads((path / "outcome.json").read_text(encoding="utf-8"))
+        found = parsed(path / "outcome.json")
     except (OSError, ValueError):
         return {}
+    return Known(path / "outcome.json", found) if problem_of_outcome(found) is None else {}
 
 
 def part_path(path: Place, table: str, part: int) -> Place:
@@ -256,11 +261,14 @@ def _content(marker: Place) -> bytes:
 def _problem_now(path: Place, marker: Place) -> str | None:
     try:
         part = int(marker.stem.removeprefix("part-"))
-        found = json.loads(marker.read_text(encoding="utf-8"))
+        found = parsed(marker)
         if found.pop("sha256") != _checksum(found):
             return f"finished/{marker.name} does not match its checksum"
+        problem = problem_of_marker(found, TABLES)
+        if problem is not None:
+            return f"finished/{marker.name}: {problem}"
         for table in TABLES:
-            file = _file(path, table, part, int(found["generation"]))
+            file = _file(path, table, part, found["generation"])
             if hashlib.sha256(file.read_bytes()).hexdigest() != found["tables"][table]["sha256"]:
                 return f"{table}/{file.name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

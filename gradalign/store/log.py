@@ -109,10 +109,14 @@ def session_file(root: Place, number: int) -> Place:
 def read_session(root: Place, number: int) -> list[dict[str, Any]]:
     """The events of a session; a line that was cut off as its writer died is left out."""
     events = []
-    for line in session_file(root, number).read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        lines = session_file(root, number).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # a log is never needed
+        return []
+    for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and isinstance(event.get("event"), str):
             events.append(event)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from gradalign.home import expanded
 from gradalign.types import GradalignError
 
 Place = Path | UPath
@@ -24,9 +25,13 @@ def place_of(path: str | Place) -> Place:
     such an address is missing.
     """
     if not isinstance(path, str):
-        return path.expanduser() if isinstance(path, Path) else path
+        return expanded(path) if isinstance(path, Path) else path
     if not _ADDRESS.match(path):
-        return Path(path).expanduser()
+        return expanded(path)
+    if "@" in path.partition("://")[2].partition("/")[0]:
+        raise GradalignError(
+            "the address of a run may hold no user or password, since reports show it; give keys in the environment, as AWS_ACCESS_KEY_ID"
+        )
     try:
         place = UPath(path, use_listings_cache=False)
         place.fs  # noqa: B018 (the package is imported here)
@@ -78,6 +83,10 @@ def _flush_folder(folder: Path) -> None:
 
 def read_parquet(file: Place, **options: Any) -> pa.Table:
     """A Parquet file as an Arrow table; `options` are those of `pyarrow.parquet.read_table`."""
-    if isinstance(file, Path):
-        return pq.read_table(file, **options)
-    return pq.read_table(file.path, filesystem=file.fs, **options)
+    try:
+        if isinstance(file, Path):
+            return pq.read_table(file, **options)
+        return pq.read_table(file.path, filesystem=file.fs, **options)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise GradalignError(f"{file} cannot be read ({said}); run the run's `gradalign score` command again") from error

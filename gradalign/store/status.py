@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from gradalign.sheets import Head, Remark, Sheet
+from gradalign.store.damage import seconds, whole
 from gradalign.store.folder import read_description
 from gradalign.store.lock import lock_of
 from gradalign.store.log import read_session, sessions
@@ -87,7 +88,7 @@ def status(path: str | Place) -> Status:
     parts = [event for event in latest if event["event"] == "part"]
     known = [event for events in logs for event in events if event["event"] == "part"]
     last = known[-1] if known else {}
-    to_do, done = int(began.get("to_do", 0)), len(parts)
+    to_do, done = whole(began.get("to_do")), len(parts)
     rate, left = _pace(parts, to_do)
     state, message = _state(latest, lock_of(root).taken())
     return Status(
@@ -96,13 +97,13 @@ def status(path: str | Place) -> Status:
         session=numbers[-1] if numbers else 0,
         pid=began.get("pid"),
         host=began.get("host"),
-        questions=int(last.get("scored", 0)),
-        questions_planned=int(began.get("questions", 0)),
+        questions=whole(last.get("scored")),
+        questions_planned=whole(began.get("questions")),
         done=done,
         to_do=to_do,
-        rollouts=int(last.get("rollouts", 0)),
-        tokens=int(last.get("tokens", 0)),
-        elapsed=float(latest[-1]["seconds"]) if latest else 0.0,
+        rollouts=whole(last.get("rollouts")),
+        tokens=whole(last.get("tokens")),
+        elapsed=seconds(latest[-1].get("seconds")) if latest else 0.0,
         silent=_since(latest[-1].get("time")) if latest else None,
         rate=rate,
         left=left if state == "running" else None,
@@ -122,7 +123,9 @@ def _state(latest: Sequence[Mapping[str, Any]], taken: bool | None) -> tuple[Sta
         return "starting", "models are loaded, or questions read"
     if end["event"] != "ended":
         return ("running", "") if taken else ("killed", _GO_ON) if taken is not None else ("unknown", _UNSEEN)
-    how = end.get("how", "done")
+    how = end.get("how")
+    if how not in ("done", "interrupted", "failed"):
+        return "unknown", "its log does not say how it ended"
     return how, str(end.get("message", _GO_ON if how == "interrupted" else ""))
 
 
@@ -131,23 +134,23 @@ def _pace(parts: Sequence[Mapping[str, Any]], to_do: int) -> tuple[float | None,
     recent = parts[-_RECENT:]
     if not recent:
         return None, None
-    before = parts[-len(recent) - 1]["seconds"] if len(parts) > len(recent) else 0.0
-    seconds = max(recent[-1]["seconds"] - before, 1e-9)
-    return 60 * sum(part["questions"] for part in recent) / seconds, (to_do - len(parts)) * seconds / len(recent)
+    before = seconds(parts[-len(recent) - 1].get("seconds")) if len(parts) > len(recent) else 0.0
+    took = max(seconds(recent[-1].get("seconds")) - before, 1e-9)
+    return 60 * sum(whole(part.get("questions")) for part in recent) / took, (to_do - len(parts)) * took / len(recent)
 
 
 def _since(time: Any) -> float | None:
     """Seconds since a moment of the wall clock; None where the clock says that it is yet to come."""
     try:
-        seconds = (datetime.now(UTC) - datetime.fromisoformat(str(time))).total_seconds()
+        passed = (datetime.now(UTC) - datetime.fromisoformat(str(time))).total_seconds()
     except (ValueError, TypeError):
         return None
-    return seconds if seconds >= 0 else None
+    return passed if passed >= 0 else None
 
 
-def _time(seconds: float) -> str:
-    """A length of time, roughly."""
+def _time(length: float) -> str:
+    """A length of time in seconds, roughly."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+        if length >= 2 * size:
+            return f"{length / size:.0f} {unit}"
+    return f"{length:.0f} s"

@@ -1,0 +1,93 @@
+"""Every parser of what comes from outside, on some hundred cases and on every case that ever failed; campaigns are tests/fuzz/run.py's."""
+
+import logging
+import time
+import warnings
+
+import pytest
+from fuzz.run import REGRESSIONS, store
+from fuzz.table import TARGETS
+from fuzz.target import SECONDS, Broken, Target, verdict
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from gradalign.types import GradalignError
+
+CASES = {"report": 3}
+CHEAP, DEAR = 250, 30
+_DEAR = 1.5  # share of a target whose cases take milliseconds each
+STORED = sorted(path for path in REGRESSIONS.rglob("*") if path.is_file())
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch, tmp_path):
+    """What libraries warn of and log about hostile files is not looked at."""
+    monkeypatch.chdir(tmp_path)
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logging.disable(logging.NOTSET)
+
+
+def count(target: Target) -> int:
+    return CASES.get(
+        target.name,
+        DEAR if target.share <= _DEAR else 100 if target.name in ("run folder", "run.json", "marker", "log") else CHEAP,
+    )
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_case_ends_in_success_or_one_line(name, tmp_path):
+    target, ends = TARGETS[name], {"success": 0, "refused": 0}
+
+    @seed(7)
+    @settings(
+        max_examples=count(target),
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(target.cases)
+    def each(case: bytes) -> None:
+        folder = tmp_path / str(sum(ends.values()))
+        folder.mkdir()
+        began = time.process_time()
+        ends[verdict(target, case, folder)] += 1
+        assert time.process_time() - began < SECONDS
+
+    each()
+    assert sum(ends.values()) > 0
+    assert ends["refused"] or name in ("answers", "log", "outcome.json", "place of a run", "hostile id"), (
+        "nothing hostile was made"
+    )
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_failed_once_is_refused_in_a_line(path, tmp_path):
+    name = path.parent.name.replace("_", " ")
+    target = next(target for target in TARGETS.values() if target.name.replace("_", " ") == name)
+    began = time.process_time()
+    verdict(target, path.read_bytes(), tmp_path)
+    assert time.process_time() - began < SECONDS
+
+
+def test_stored_cases_have_a_target_and_the_name_of_their_content():
+    for path in STORED:
+        assert path == store(path.parent.name, path.read_bytes())
+        assert path.parent.name in {name.replace(" ", "_") for name in TARGETS}
+
+
+@pytest.mark.parametrize("said", ["", "\n", "a\x1b[2J"])
+def test_a_line_that_no_user_should_see_fails(said, tmp_path):
+    """What the terminal would obey is made visible before, so only an empty line is left to fail."""
+
+    def read(case: bytes, folder: object) -> None:
+        raise GradalignError(said)
+
+    target = Target("x", TARGETS["budget"].cases, read)
+    if said.strip():
+        assert verdict(target, b"", tmp_path) == "refused"
+    else:
+        with pytest.raises(Broken):
+            verdict(target, b"", tmp_path)

@@ -1,0 +1,216 @@
+"""What SECURITY.md promises: nothing that is read is run, ids stay in their folder, terminals obey nothing, secrets are not kept."""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hostile import QUESTION, TEACHER, TEXT, WORDS, hostile_run, is_clean
+from test_cli import TINY, gradalign  # noqa: F401 (a fixture)
+
+from gradalign import load_run
+from gradalign.builtin import builtin_path
+from gradalign.models import LoadOptions, load_model
+from gradalign.store.places import place_of
+from gradalign.types import GradalignError
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "gradalign").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
+RUNNERS = {"eval", "exec", "compile", "__import__"}
+LOADERS = {
+    ("torch", "load"),
+    ("np", "load"),
+    ("numpy", "load"),
+    ("pd", "read_pickle"),
+    ("os", "system"),
+    ("os", "popen"),
+    *(("yaml", name) for name in ("load", "load_all", "unsafe_load", "full_load", "unsafe_load_all", "full_load_all")),
+}
+
+
+def forbidden(source: str) -> list[str]:
+    """What in a module would run or unpickle what it reads, or might run a model's own code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.partition(".")[0] in UNPICKLERS]
+        elif isinstance(node, ast.ImportFrom):
+            found += [str(node.module)] if str(node.module).partition(".")[0] in UNPICKLERS else []
+        elif isinstance(node, ast.Call):
+            found += _calls(node)
+    return found
+
+
+def _calls(node: ast.Call) -> list[str]:
+    function, keywords = node.func, {keyword.arg: keyword.value for keyword in node.keywords}
+    found = []
+    if isinstance(function, ast.Name) and function.id in RUNNERS:
+        found.append(function.id)
+    if isinstance(function, ast.Attribute):
+        if isinstance(function.value, ast.Name) and (function.value.id, function.attr) in LOADERS:
+            found.append(f"{function.value.id}.{function.attr}")
+        if function.attr == "from_pretrained" and "trust_remote_code" not in keywords:
+            found.append("from_pretrained without trust_remote_code")
+    trust = keywords.get("trust_remote_code")
+    if isinstance(trust, ast.Constant) and trust.value is not False:
+        found.append("trust_remote_code")
+    if "shell" in keywords or "allow_pickle" in keywords:
+        found.append("shell or allow_pickle")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_in_the_package_runs_what_it_reads(path):
+    assert forbidden(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from dill import loads",
+        "eval('1')",
+        "torch.load(f)",
+        "yaml.load(t)",
+        "np.load(f, allow_pickle=True)",
+        "A.from_pretrained(n)",
+        "A.from_pretrained(n, trust_remote_code=True)",
+        "run(c, shell=True)",
+    ],
+)
+def test_what_would_run_it_is_found(source):
+    assert forbidden(source)
+
+
+def test_weights_that_are_pickles_are_refused(tmp_path):
+    folder = Path(shutil.copytree(builtin_path("students") / "small", tmp_path / "pickled"))
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(GradalignError, match="could not be loaded"):
+        load_model(str(folder), LoadOptions(device="cpu"))
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path):
+    folder = Path(shutil.copytree(builtin_path("students") / "small", tmp_path / "coded"))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\nclass C: pass\n", encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.C", "AutoTokenizer": ["own.C", None]}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}), encoding="utf-8")
+    with pytest.raises(GradalignError, match="could not be loaded"):
+        load_model(str(folder), LoadOptions(device="cpu"))
+    assert not (tmp_path / "owned").exists()
+
+
+IDS = (
+    "../../escape",
+    "/tmp/escape",
+    "a\u0000b",
+    "x" * 10_000,
+    "..",
+    "part-00000",
+    "~/escape",
+    "C:\\escape",
+    "a/b/c",
+    "\x1b[2J\u202e",
+)
+
+
+def test_ids_of_questions_stay_in_the_run_folder(gradalign, tmp_path):  # noqa: F811
+    first = (builtin_path("questions") / "arithmetic" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) | {"id": name} for name, line in zip(IDS, first, strict=False)]
+    place = tmp_path / "inside"
+    place.mkdir()
+    (place / "q.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    code, out, err = gradalign("score", "inside/q.jsonl", *TINY[2:], "--out", "inside/r", "--report")
+    assert code == 0, err
+    assert is_clean(out)
+    assert {*load_run(place / "r").questions.question} == {*IDS}
+    assert {path.name for path in tmp_path.iterdir()} == {"inside"}
+    assert {path.name for path in place.iterdir()} == {"q.jsonl", "r"}
+    assert not list(Path("/tmp").glob("escape*"))
+    for path in (place / "r").rglob("*"):
+        assert not any(name in str(path.relative_to(place)) for name in ("escape", "xxx", "\x1b")), path
+    for name in IDS:
+        code, out, err = gradalign("show", "inside/r", "--question", name)
+        assert code in (0, 2)
+        assert is_clean(out + err)
+
+
+CONFIG = f"- {{name: {json.dumps(WORDS[3] + 'n')}, teacher: {json.dumps(TEACHER)}, objective: reverse_kl}}\n"
+COMMANDS = {
+    "score": ["q.jsonl", *TINY[2:], "--out", "mine"],
+    "contexts": ["q.jsonl", *TINY[2:-2], "--teacher-rollouts", "2", "--teacher", "ctx:reference", "--out", "screened"],
+    "rank": ["r", "--configs", "c.yaml"],
+    "paths": ["r", "--draws", "100"],
+    "findings": ["r", "--draws", "100"],
+    "pbsd": ["r"],
+    "paced": ["r", "--draws", "50"],
+    "report": ["r", "--draws", "100"],
+    "show": ["r", "--question", QUESTION, "--rollout", "0"],
+    "status": ["r"],
+    "export": ["r", "--configs", "c.yaml", "--out", "out\x1b[2J"],
+    "doctor": [],
+}
+
+
+def test_every_command_shows_hostile_text_as_text(gradalign, tabular, tmp_path):  # noqa: F811
+    from gradalign_cli.main import app
+
+    assert {command.callback.__name__ for command in app.registered_commands if command.callback} == {*COMMANDS}
+    hostile_run(tabular, tmp_path / "r")
+    log = next((tmp_path / "r" / "log").iterdir())
+    events = [
+        {"event": "warning", "message": WORDS[3], "seconds": 1},
+        {"event": "set aside", "question": QUESTION, "reason": TEXT, "seconds": 1},
+        {"event": "ended", "how": "failed", "message": WORDS[2], "seconds": 1},
+    ]
+    log.write_text(log.read_text() + "\n".join(map(json.dumps, events)), encoding="utf-8")
+    first = json.loads((builtin_path("questions") / "arithmetic" / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    records = [first | {"id": QUESTION, "question": TEXT + first["question"]}, first | {"id": "plain", "difficulty": WORDS[3]}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    (tmp_path / "c.yaml").write_text(CONFIG, encoding="utf-8")
+    for command, arguments in COMMANDS.items():
+        code, out, err = gradalign(command, *arguments)
+        assert code in (0, 2), err
+        assert is_clean(out + err), command
+    description = json.loads((tmp_path / "r" / "run.json").read_text())
+    description["provenance"]["notices"] = [WORDS[3]]
+    (tmp_path / "r" / "run.json").write_text(json.dumps(description), encoding="utf-8")
+    code, out, err = gradalign("rank", "r")
+    assert is_clean(out + err)
+
+
+SECRETS = ("HF_TOKEN", "OPENAI_API_KEY", "GRADALIGN_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+def test_secrets_are_kept_nowhere(gradalign, tmp_path, monkeypatch):  # noqa: F811
+    for name in SECRETS:
+        monkeypatch.setenv(name, f"canary-{name}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    told = ""
+    for arguments in (
+        ["score", *TINY, "--out", "r", "--report"],
+        ["status", "r"],
+        ["doctor"],
+        ["score", "--student", "nobody/nothing"],
+        ["score", *TINY, "--engine", "server:http://127.0.0.1:9"],
+        ["score", *TINY, "--engine", "server:http://user:canary-password@127.0.0.1:9"],
+        ["score", *TINY, "--teacher", "server:http://127.0.0.1:9?key=canary-query"],
+        ["score", *TINY, "--out", "s3://key:canary-bucket@bucket/run"],
+    ):
+        code, out, err = gradalign(*arguments)
+        assert code in (0, 2)
+        told += out + err
+    assert "canary" not in told
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"canary" in path.read_bytes()]
+    assert kept == []
+
+
+@pytest.mark.parametrize("address", ["s3://key:hunter2@bucket/run", "memory://hunter2@x/y", "https://me:hunter2@host/run"])
+def test_an_address_of_a_run_holds_no_secret(address):
+    with pytest.raises(GradalignError, match="environment") as caught:
+        place_of(address)
+    assert "hunter2" not in str(caught.value)
