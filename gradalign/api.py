@@ -158,7 +158,7 @@ def run_preview(
 ) -> tuple[list[Preview], list[str]]:
     """What student and teachers would see of the question of that id, or of the first `config.limit`; and what loading had to say."""
     progress = progress or Silent()
-    chosen = load_questions(config.questions, config.limit if question is None else None)
+    chosen = _chosen(config if question is None else replace(config, limit=None), None)
     asked = [each for each in chosen if question in (None, each.id)]
     if not asked:
         raise GradalignError(
@@ -171,11 +171,13 @@ def run_preview(
 
 
 def _chosen(config: RunConfig, questions: Sequence[Question] | None) -> Sequence[Question]:
-    """The questions that a run is given, else those that its settings name, under its grader where it has one."""
+    """The questions that a run is given, else those that its settings name, under its grader and instruction where it has them."""
     if questions is None:
         columns = parse_columns(config.columns)
         source = {"split": config.split, "columns": columns, "sample": config.sample, "seed": config.seed}
         questions = load_questions(config.questions, config.limit, **source)
+    if config.instruction is not None:
+        questions = [replace(question, instruction=config.instruction) for question in questions]
     return tuple(questions if config.grader is None else (regraded(question, config.grader) for question in questions))
 
 

@@ -31,6 +31,7 @@ class Question:
     """A question with a checkable answer. `solution` is the data set's own worked solution, where it has one.
 
     `grader` is the user's own function as `MODULE:FUNCTION`, for the kind `function`. It comes from a run's settings, never from a file.
+    `instruction` is what is said behind the question of how to answer: None as the kind has it, empty for nothing.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Question:
     solution: str | None = None
     difficulty: str | None = None
     grader: str | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gradalign.api import _identity, configure
 from gradalign.pipeline import Facts
-from gradalign.questions import functions, grade, load_questions, mathematics, read_answer, regraded, stated_answer
+from gradalign.questions import functions, grade, load_questions, mathematics, read_answer, regraded, stated
 from gradalign.questions.mathematics import MathWorker
 from gradalign.types import GradalignError, Grade, Question
 
@@ -58,7 +58,8 @@ def test_every_case_of_the_table(kind):
 def test_right_answers_read_like_the_question_s_own():
     """What findings about copied answers rest on: equal answers are equal texts, and wrong ones are not."""
     for case in CASES:
-        question, said = asked(case), stated_answer(case["text"])
+        question = asked(case)
+        said = stated(question, case["text"])
         own, read = read_answer(question, question.answer), None if said is None else read_answer(question, said)
         itself = said == question.answer  # of a pattern, which need not match itself
         assert (read == own) == (case["outcome"] == "right") or itself, case["text"]

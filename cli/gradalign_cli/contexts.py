@@ -22,6 +22,7 @@ from gradalign_cli.options import (
     Filter,
     FilterRollouts,
     Grader,
+    Instruction,
     Limit,
     Load,
     Map,
@@ -63,6 +64,7 @@ def contexts(
     columns: Map = None,
     split: Split = None,
     grader: Grader = None,
+    instruction: Instruction = None,
     limit: Limit = None,
     sample: Sample = None,
     filter_by: Filter = None,
@@ -125,6 +127,7 @@ def contexts(
             attention=attention, quantize=quantize, trust_remote_code=trust_remote_code, thinking=thinking == "on",
             context_tokens=context_tokens, teacher_top_k=teacher_top_k, cross_tokenizer=cross_tokenizer, columns=tuple(columns or ()),
             split=split, sample=sample, filter=filter_by, filter_rollouts=filter_rollouts, grader=grader,
+            instruction=instruction,
             chat_template=None if chat_template is None else str(chat_template),
         )  # fmt: skip
         folder = out or default_folder(config)

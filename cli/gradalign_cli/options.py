@@ -134,6 +134,13 @@ ContextTokens = Annotated[
         min=1,
     ),
 ]
+Instruction = Annotated[
+    str | None,
+    typer.Option(
+        help='What is said behind every question of how to answer; "" says nothing [default: by kind, as: Reason step by step, then end '
+        'with "Answer:" and the number].'
+    ),
+]
 Grader = Annotated[
     str | None,
     typer.Option(

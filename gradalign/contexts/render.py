@@ -22,8 +22,8 @@ _PROMPT = "prompt"
 
 def render_question(question: Question) -> str:
     """The prompt the student sees: the question, its options, and how to end."""
-    instruction = INSTRUCTIONS.get(question.kind, _EXACT)
-    return render("none", {"question": question.text, "choices": question.choices, "instruction": instruction})
+    instruction = INSTRUCTIONS.get(question.kind, _EXACT) if question.instruction is None else question.instruction
+    return render("none", {"question": question.text, "choices": question.choices, "instruction": instruction}).rstrip()
 
 
 def render_context(context: str, question: Question, material: Material, place: Place = "after") -> Message:

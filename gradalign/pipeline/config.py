@@ -28,6 +28,7 @@ class RunConfig:
     `trust_remote_code` are those of every model that is loaded here (`models.LoadOptions`). `teacher_top_k` tokens of a served teacher
     are known at each node. `cross_tokenizer` lets teachers with another tokenizer in, aligned by the text of rollouts. `grader` is the kind
     of answer that every question is graded by, or the user's function as `MODULE:FUNCTION`; with None each question's own kind counts.
+    `instruction` is said behind every question (None: as its kind has it; empty: nothing).
     """
 
     student: str
@@ -64,6 +65,7 @@ class RunConfig:
     filter: str | None = None
     filter_rollouts: int = 8
     grader: str | None = None
+    instruction: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense, in a line each."""

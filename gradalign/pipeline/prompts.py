@@ -7,7 +7,7 @@ from gradalign.contexts import Material, missing_material, needed_material, priv
 from gradalign.models import Codec
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.rollouts import Pool
-from gradalign.questions import read_answer, stated_answer
+from gradalign.questions import read_answer, stated
 from gradalign.types import Message, Question, Skip, TeacherSpec
 
 _NO_ROOM = "question longer than the student's window"
@@ -87,7 +87,7 @@ def _prompt(teacher: TeacherSpec, question: Question, material: Material, codec:
 def _stated(question: Question, teacher: TeacherSpec, material: Material) -> tuple[str, ...]:
     """Answers, each once, that a grader reads in the material that the teacher's context shows."""
     shown = {name: getattr(material, name) for name in needed_material(teacher.context)}
-    said = [text if name == "answer" else stated_answer(text or "") for name, text in shown.items()]
+    said = [text if name == "answer" else stated(question, text or "") for name, text in shown.items()]
     read = [None if text is None else read_answer(question, text) for text in said]
     return tuple(dict.fromkeys(answer for answer in read if answer is not None))
 

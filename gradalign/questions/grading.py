@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from gradalign.questions.functions import graded_by_function
 from gradalign.questions.numbers import Quantity, equal_quantities, quantity
-from gradalign.questions.stated import Ungradable, stated_answer
-from gradalign.questions.words import read_boolean, read_choice, read_exact
+from gradalign.questions.stated import Ungradable, spoken_part, stated_answer
+from gradalign.questions.words import opened_boolean, opened_choice, read_boolean, read_choice, read_exact
 from gradalign.types import AnswerKind, GradalignError, Grade, Question
 
 KINDS = ("numeric", "boolean", "choice", "exact", "math", "regex")  # not function: a question file must not name code to run
@@ -19,7 +19,7 @@ KINDS = ("numeric", "boolean", "choice", "exact", "math", "regex")  # not functi
 
 def grade(question: Question, text: str) -> Grade:
     """Reward 1 if the answer read from `text` equals the question's, else 0; of a user's function, what it says."""
-    said = stated_answer(text)
+    said = stated(question, text)
     try:
         if question.kind == "function":
             return graded_by_function(question, text, None if said is None else read_answer(question, said))
@@ -30,6 +30,13 @@ def grade(question: Question, text: str) -> Grade:
         return Grade(0.0, "ungradable", said, str(why))
     right = read == _form(question) if question.kind != "regex" else _matched(said, question)
     return Grade(1.0 if right else 0.0, "right" if right else "wrong", read)
+
+
+def stated(question: Question, text: str) -> str | None:
+    """What the text states as its answer (`stated_answer`), or else the yes, no or option that it begins with; None where there is neither."""
+    opened = _OPENED.get(question.kind)
+    said = stated_answer(text)
+    return opened(spoken_part(text)) if said is None and opened is not None else said
 
 
 def read_answer(question: Question, said: str) -> str | None:
@@ -105,3 +112,5 @@ _READERS: dict[AnswerKind, Callable[[str, Question], str]] = {
     "regex": _read_pattern,
     "function": lambda said, question: read_exact(said),
 }
+
+_OPENED: dict[AnswerKind, Callable[[str], str | None]] = {"boolean": opened_boolean, "choice": opened_choice}

@@ -54,15 +54,19 @@ class _Box:
 
 def stated_answer(text: str) -> str | None:
     """What the text states as its answer; None where it states none."""
-    shown = text.rpartition("</think>")[2]
-    if "<think>" in shown:
-        return None
+    shown = spoken_part(text)
     tagged = _tagged(shown)
     if tagged is not None:
         return _marked(tagged) or _cleaned(tagged)
     if _MARK.search(shown) or _BOX.search(shown):
         return _marked(shown)
     return _cleaned(shown) if len(shown.split(maxsplit=_FEW_WORDS)) <= _FEW_WORDS else None
+
+
+def spoken_part(text: str) -> str:
+    """The text behind hidden reasoning; nothing where the reasoning has no end."""
+    shown = text.rpartition("</think>")[2]
+    return "" if "<think>" in shown else shown
 
 
 def _tagged(text: str) -> str | None:

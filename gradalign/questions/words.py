@@ -20,6 +20,8 @@ _NO_ANSWER = re.compile(r"\s{1,4}(?:idea|answer|clue|opinion|information|conclus
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bneither|\bnever)(?:\s{1,4}(?:a|the|really|quite|necessarily|at\s{1,4}all))?\s{1,4}$", re.IGNORECASE
 )
+_OPENS = re.compile(r"[\s*\"'#>]{0,6}((?:yes|no|true|false)\b)[*\"']{0,3}[ \t]{0,4}(?:[.,;:!\n\u2013\u2014-]|$)", re.IGNORECASE)
+_LISTED = re.compile(r"^[\s(\[*]{0,6}([A-Z])[*]{0,2}(?:[)\]]|[.:](?=\s))", re.MULTILINE)
 _CLAUSE = re.compile(r"[.,;:!?\n]|\b(?:because|since|as|but)\b", re.IGNORECASE)
 _ALONE = {"y": "yes", "t": "yes", "n": "no", "f": "no"}
 
@@ -84,6 +86,19 @@ def read_choice(said: str, choices: Sequence[str]) -> str:
     if beside and letters.index(letter) not in beside:
         raise Ungradable("a letter with the text of another option")
     return letter
+
+
+def opened_boolean(text: str) -> str | None:
+    """The word of truth that a text begins with, before a stop: "Yes, since ..."."""
+    found = _OPENS.match(text)
+    return found.group(1) if found else None
+
+
+def opened_choice(text: str) -> str | None:
+    """The line that a text begins with, where it names an option as lists do, "B) ...", and no later line names another."""
+    named = [match.group(1) for match in _LISTED.finditer(text.lstrip())]
+    begins = _LISTED.match(text.lstrip())
+    return text.strip().splitlines()[0] if begins and len({*named}) == 1 else None
 
 
 def read_exact(said: str) -> str:
