@@ -19,8 +19,9 @@ from filelock import FileLock
 from test_cli import TINY, gradalign, spoiled  # noqa: F401 (a fixture)
 from transformers import AutoModelForCausalLM
 
-from gradalign import load_run
+from gradalign import load_run, score
 from gradalign.models import CausalLanguageModel
+from gradalign.pipeline import group
 
 HERE = Path(__file__).parent
 PAGE = (HERE.parent / "docs" / "failures.md").read_text(encoding="utf-8")
@@ -115,6 +116,19 @@ def no_memory(place: Path, patch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     patch.setattr(CausalLanguageModel, "_continue", full)
+
+
+def padded(folder: Path) -> None:
+    found = AutoModelForCausalLM.from_pretrained(folder)
+    found.resize_token_embeddings(found.config.vocab_size + 32, mean_resizing=False)
+    found.save_pretrained(folder)
+
+
+def interrupted(place: Path, patch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    patch.setattr(group, "sample_targeted", interrupt)
 
 
 def damaged(name: str, content: bytes) -> Setting:
@@ -224,24 +238,30 @@ FAILURES = [
     Failure("A question that the run does not have", ["show", "r", "--question", "nope"], run=True),
     Failure("A place that cannot be written", ["rank", "r", "--out", "nowhere/t.csv"], run=True),
 ]
-GOES_ON = {  # nothing is refused: the case is counted or said, and the run goes on
-    "Padded logits": ("test_cli.py", "test_padded_logits_are_noted"),
-    "Questions and contexts that are left out": (
-        "test_cli.py",
-        "test_questions_and_teachers_that_lack_something_are_skipped_and_counted",
+SAID = [  # nothing is refused: the case is counted or said, and the run goes on, or ends where the user ended it
+    (0, Failure("Padded logits", [*SCORED, "--teacher", "ctx:reference", "--student", "spoiled"], model(padded))),
+    (
+        0,
+        Failure(
+            "Questions and contexts that are left out",
+            [*SCORED, "q.jsonl", "--teacher", "ctx:reference", "--teacher", "ctx:answer"],
+            written("q.jsonl", PLAIN),
+        ),
     ),
-    "All rollouts right, or all wrong": ("test_cli.py", "test_ungradable_and_all_wrong_are_counted"),
-    "Out of memory": ("test_failures.py", "test_out_of_memory_halves_the_batch_and_says_so"),
-    "An interrupt": ("test_cli.py", "test_an_interrupt_says_how_to_go_on"),
-    "A run that was killed": ("test_failures.py", "test_a_killed_run_says_so_and_goes_on"),
-    "A question that breaks": ("test_failures.py", "test_a_question_that_breaks_is_set_aside"),
-}
+    (
+        0,
+        Failure("All rollouts right, or all wrong", [*SCORED, "q.jsonl", "--teacher", "ctx:answer"], written("q.jsonl", PLAIN)),
+    ),
+    (130, Failure("An interrupt", RUN, interrupted)),
+]
+SAID_BELOW = ("Out of memory", "A run that was killed", "A question that breaks")  # each with a test of its own
 ELSEWHERE = [  # what else is promised of the same cases, tested where it belongs
     ("test_resume.py", "test_killed_ten_times_a_run_ends_with_the_same_rows"),
     ("test_store.py", "test_a_full_disk_says_so_and_loses_nothing"),
     ("test_store.py", "test_an_interrupt_waits_until_the_part_stands"),
     ("test_store.py", "test_a_turned_bit_anywhere_in_a_marker_is_seen"),
     ("test_cli.py", "test_a_damaged_part_is_named_and_redone"),
+    ("test_cli.py", "test_questions_and_teachers_that_lack_something_are_skipped_and_counted"),
     ("test_cli.py", "test_an_edited_template_is_another_configuration"),
     ("test_endpoint.py", "test_addresses_with_secrets_are_refused_and_not_shown"),
     ("test_models.py", "test_unknown_names_fail_with_the_nearest"),
@@ -259,10 +279,18 @@ def said(message: str, pattern: str) -> bool:
     return True
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory) -> Path:
+    """What `RUN` makes, made once."""
+    folder = tmp_path_factory.mktemp("finished") / "r"
+    score(teachers=["ctx:reference"], limit=4, rollouts=4, budget=32, demonstrations=4, out=folder)
+    return folder
+
+
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.title)
-def test_a_failure_is_one_line_that_names_the_mend(gradalign, tmp_path, monkeypatch, failure):  # noqa: F811
+def test_a_failure_is_one_line_that_names_the_mend(gradalign, tmp_path, monkeypatch, finished_run, failure):  # noqa: F811
     if failure.run:
-        assert gradalign(*RUN)[0] == 0
+        shutil.copytree(finished_run, tmp_path / "r")
     with monkeypatch.context() as patched:
         failure.setting(tmp_path, patched)
         finished = {path: path.read_bytes() for path in tmp_path.rglob("part-*") if path.is_file()}
@@ -279,6 +307,15 @@ def test_a_failure_is_one_line_that_names_the_mend(gradalign, tmp_path, monkeypa
     assert all(path.read_bytes() == content for path, content in finished.items()), "what was finished has changed"
 
 
+@pytest.mark.parametrize(("code", "case"), SAID, ids=lambda value: getattr(value, "title", ""))
+def test_what_is_no_fault_is_said(gradalign, tmp_path, monkeypatch, code, case):  # noqa: F811
+    with monkeypatch.context() as patched:
+        case.setting(tmp_path, patched)
+        found, out, err = gradalign(*case.arguments)
+    assert found == code
+    assert said(" ".join((out + err).split()), ENTRIES[case.title]), out + err
+
+
 def test_after_a_full_disk_the_same_command_goes_on(gradalign, tmp_path, monkeypatch):  # noqa: F811
     with monkeypatch.context() as patched:
         full_disk(tmp_path, patched)
@@ -287,7 +324,7 @@ def test_after_a_full_disk_the_same_command_goes_on(gradalign, tmp_path, monkeyp
     assert len(load_run(tmp_path / "r").questions) == 4
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(gradalign, tmp_path, monkeypatch):  # noqa: F811
+def test_out_of_memory_halves_the_batch_and_says_so(gradalign, tmp_path, monkeypatch, finished_run):  # noqa: F811
     whole = CausalLanguageModel._continue
 
     def full(self, last, cache, continuations):
@@ -295,14 +332,13 @@ def test_out_of_memory_halves_the_batch_and_says_so(gradalign, tmp_path, monkeyp
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return whole(self, last, cache, continuations)
 
-    assert gradalign(*RUN)[0] == 0
     monkeypatch.setattr(CausalLanguageModel, "_continue", full)
     arguments = [*RUN[:-1], "small-batches"]
     code, _, err = gradalign(*arguments)
     assert code == 0
     log = next((tmp_path / "small-batches" / "log").iterdir()).read_text(encoding="utf-8")
     assert said(" ".join(err.split()) + log, ENTRIES["Out of memory"])
-    one, other = load_run(tmp_path / "r"), load_run(tmp_path / "small-batches")
+    one, other = load_run(finished_run), load_run(tmp_path / "small-batches")
     assert one.rollouts.tokens.map(tuple).equals(other.rollouts.tokens.map(tuple))
 
 
@@ -323,12 +359,9 @@ def test_a_killed_run_says_so_and_goes_on(gradalign, tmp_path):  # noqa: F811
     assert load_run(tmp_path / "r").alignment.equals(expected)
 
 
-def test_a_question_that_breaks_is_set_aside(gradalign, tmp_path, monkeypatch):  # noqa: F811
-    from gradalign.pipeline import group
-
+def test_a_question_that_breaks_is_set_aside(gradalign, tmp_path, monkeypatch, finished_run):  # noqa: F811
     whole = group.sample_targeted
-    assert gradalign(*RUN)[0] == 0
-    broken = load_run(tmp_path / "r").questions.question.iloc[0]
+    broken = load_run(finished_run).questions.question.iloc[0]
 
     def breaking(*arguments, **options):
         for argument in (*arguments, *options.values()):
@@ -351,11 +384,11 @@ def test_a_question_that_breaks_is_set_aside(gradalign, tmp_path, monkeypatch): 
 def test_the_page_lists_every_failure_and_no_other():
     titles = [failure.title for failure in FAILURES]
     assert len({*titles}) == len(titles)
-    assert {*titles, *GOES_ON} == {*ENTRIES}
+    assert {*titles, *(case.title for _, case in SAID), *SAID_BELOW} == {*ENTRIES}
     assert PAGE.count("\n### ") == len(ENTRIES), "an entry has another form"
 
 
-@pytest.mark.parametrize(("file", "name"), [*GOES_ON.values(), *ELSEWHERE])
+@pytest.mark.parametrize(("file", "name"), ELSEWHERE)
 def test_tests_that_the_catalogue_names_exist(file, name):
     tree = ast.parse((HERE / file).read_text(encoding="utf-8"))
     assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, Queue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -57,9 +57,17 @@ def _has_atheris() -> bool:
 class Campaign:
     """Runs pieces of work in processes that are watched, and counts how cases end."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int, out: Path | None) -> None:
+        self.seed, self.out, self.began, self.lock = seed, out, time.monotonic(), Lock()
         self.found: dict[str, dict[str, Any]] = {}
         self.failures: list[dict[str, Any]] = []
+
+    def figures(self) -> dict[str, Any]:
+        """What came of it so far."""
+        keys = ("cases", "success", "refused", "failed", "hypothesis", "libfuzzer")
+        total = {key: sum(counts[key] for counts in self.found.values()) for key in keys}
+        took = round(time.monotonic() - self.began)
+        return {"seed": self.seed, "seconds": took, "processors": os.cpu_count(), "total": total, "targets": self.found}
 
     def run(self, work: Sequence[tuple[str, str, int, int]], workers: int) -> None:
         """Share the pieces out over threads, each of which watches one process at a time."""
@@ -83,7 +91,11 @@ class Campaign:
                 worker.end()
                 return
             for verdict, case, seconds, said in worker.work(name, maker, count, seed):
-                self._note(name, maker, verdict, case, seconds, said)
+                with self.lock:
+                    self._note(name, maker, verdict, case, seconds, said)
+            with self.lock:
+                if self.out is not None:
+                    self.out.write_text(json.dumps(self.figures(), indent=1) + "\n", encoding="utf-8")
 
     def _note(self, name: str, maker: str, verdict: str, case: bytes, seconds: float, said: str) -> None:
         counts = self.found.setdefault(
@@ -120,16 +132,9 @@ def main() -> int:
     options = parser.parse_args()
     from fuzz.table import TARGETS
 
-    began, campaign = time.monotonic(), Campaign()
+    campaign = Campaign(options.seed, options.out)
     campaign.run(shares(options.cases, options.targets or list(TARGETS), options.seed), options.workers)
-    total = {
-        key: sum(counts[key] for counts in campaign.found.values())
-        for key in ("cases", "success", "refused", "failed", "hypothesis", "libfuzzer")
-    }
-    figures = {"seed": options.seed, "seconds": round(time.monotonic() - began), "total": total, "targets": campaign.found}
-    print(json.dumps(figures, indent=1))
-    if options.out is not None:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(campaign.figures(), indent=1))
     return 1 if campaign.failures else 0
 
 
