@@ -1,5 +1,6 @@
 """Where a prompt ends and the student's tokens begin, over the chat formats of model families: the same for student and teachers."""
 
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -15,7 +16,7 @@ from gradalign.pipeline.openings import opening_notices, takes_system
 from gradalign.pipeline.prompts import teacher_prompts
 from gradalign.pipeline.rollouts import Pool
 from gradalign.questions import grade, stated_answer
-from gradalign.types import Completion, GradalignError, Message, Question, Rollout, TeacherSpec
+from gradalign.types import Completion, GradalignError, Grade, Message, Question, Rollout, TeacherSpec
 
 QUESTION = Question("q", "What is 12 + 30?", "42", "numeric", solution="12 + 30 = 42. Answer: 42")
 MATERIAL = Material("12 + 30 = 42. Answer: 42", "the total is 41. Answer: 41", "add. Answer: 42", QUESTION.solution, "42")
@@ -180,6 +181,6 @@ def test_reasoning_that_the_prompt_opened_is_neither_graded_nor_shown():
 def test_a_demonstration_says_something_beside_its_reasoning():
     unfinished, silent = "<think>\nso it is 42. Answer: 42", "Answer: 42</think>"
     assert spoken(unfinished) == spoken(silent) == ""
-    pool = Pool([rollout(0, unfinished), rollout(1, THOUGHT)])
-    assert pool.rollouts[0].grade.outcome == "right"
+    by_own_function = replace(rollout(0, unfinished), grade=Grade(1.0, "right", "42"))
+    pool = Pool([by_own_function, rollout(1, THOUGHT)])
     assert pool.first("right") == THOUGHT

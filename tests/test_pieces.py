@@ -18,8 +18,17 @@ class Stripping:
     stop_ids: frozenset[int] = frozenset()
     words = (" so", " the", "m", " ", " answer", "")
 
-    def prompt(self, message: str) -> tuple[int, ...]:
+    def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
         return (0,)
+
+    def boundary(self, user: str, system: str | None = None) -> tuple[int, ...]:
+        return ()
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        return ()
+
+    def shown(self, tokens) -> str:
+        return self.text(tokens)
 
     def text(self, tokens) -> str:
         return "".join(self.words[int(token)] for token in tokens).removeprefix(" ")

@@ -40,7 +40,7 @@ CASES = [
     (NUMERIC, "first 1234.5 and then some more", "ungradable"),
     (BOOLEAN, "Yes.", "right"),
     (BOOLEAN, "No way", "wrong"),
-    (BOOLEAN, "Yes, since it is hotter than that", "ungradable"),
+    (BOOLEAN, "Yes, since it is hotter than that", "right"),
     (NUMERIC, "Answer:", "ungradable"),
     (NUMERIC, "Answer: none", "ungradable"),
     (NUMERIC, "", "ungradable"),

@@ -83,7 +83,7 @@ def test_a_revision_reaches_the_hub_and_vllm(monkeypatch, small):
         asked.append((location, told["revision"]))
         raise OSError("no network")
 
-    monkeypatch.setattr(weights.AutoConfig, "from_pretrained", asked_for)
+    monkeypatch.setattr(weights.PreTrainedConfig, "get_config_dict", asked_for)
     refused("owner/name@v2", "at revision 'v2' on the hub")
     assert asked == [("owner/name", "v2")]
     origin = Origin(resolve_model("owner/name@v2"), trust_remote_code=True)

@@ -33,7 +33,7 @@ def grade(question: Question, text: str) -> Grade:
 
 
 def stated(question: Question, text: str) -> str | None:
-    """What the text states as its answer (`stated_answer`), or else the yes, no or option that it begins with; None where there is neither."""
+    """What the text states as its answer (`stated_answer`), else the yes, no or option that it begins with; None where there is neither."""
     opened = _OPENED.get(question.kind)
     said = stated_answer(text)
     return opened(spoken_part(text)) if said is None and opened is not None else said
