@@ -63,8 +63,8 @@ def _has_atheris() -> bool:
 class Campaign:
     """Runs pieces of work in processes that are watched, and counts how cases end.
 
-    With `out` the figures are written there, and each finished piece into a journal beside it: a campaign that was killed goes on, and repeats only
-    the pieces that it had not finished.
+    With `out` the figures are written there, and each finished piece into a journal beside it: a campaign that was killed goes on, and
+    repeats only the pieces that it had not finished.
     """
 
     def __init__(self, seed: int, out: Path | None) -> None:
