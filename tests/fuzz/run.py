@@ -16,26 +16,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Lock, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1]), str(HERE.parents[1] / "cli")]
 
 from fuzz.target import SECONDS  # noqa: E402
 
+if TYPE_CHECKING:
+    from fuzz.worker import Worker
+
 REGRESSIONS = HERE / "regressions"
 GUIDED = 1 / 3  # of the cases of a target that libFuzzer can guide
 _START = 180.0  # seconds until the first case, imports and a first run included
 _ROUND = 500
+_VERDICTS = ("success", "refused", "failed")
+_COUNTED = ("cases", *_VERDICTS, "hypothesis", "libfuzzer")
+Piece = tuple[str, str, int, int]  # target, maker, cases, seed
 
 
-def shares(cases: int, names: list[str], seed: int) -> list[tuple[str, str, int, int]]:
+def shares(cases: int, names: list[str], seed: int) -> list[Piece]:
     """(target, maker, cases, seed) of each piece of work, at most _ROUND cases each."""
     from fuzz.table import TARGETS
 
     guides = _has_atheris()
     whole = sum(TARGETS[name].share for name in names)
-    found: list[tuple[str, str, int, int]] = []
+    found: list[Piece] = []
     for name in names:
         target = TARGETS[name]
         wanted = max(1, round(cases * target.share / whole))
@@ -55,61 +61,89 @@ def _has_atheris() -> bool:
 
 
 class Campaign:
-    """Runs pieces of work in processes that are watched, and counts how cases end."""
+    """Runs pieces of work in processes that are watched, and counts how cases end.
+
+    With `out` the figures are written there, and each finished piece into a journal beside it: a campaign that was killed goes on, and
+    repeats only the pieces that it had not finished.
+    """
 
     def __init__(self, seed: int, out: Path | None) -> None:
-        self.seed, self.out, self.began, self.lock = seed, out, time.monotonic(), Lock()
-        self.found: dict[str, dict[str, Any]] = {}
-        self.failures: list[dict[str, Any]] = []
+        self.seed, self.out, self.lock = seed, out, Lock()
+        self.journal = None if out is None else out.with_suffix(".pieces.jsonl")
+        self.done: list[dict[str, Any]] = []
+        self.failures: set[tuple[str, str]] = set()
+        if self.journal is not None and self.journal.exists():
+            self.done = [json.loads(line) for line in self.journal.read_text(encoding="utf-8").splitlines()]
 
     def figures(self) -> dict[str, Any]:
-        """What came of it so far."""
-        keys = ("cases", "success", "refused", "failed", "hypothesis", "libfuzzer")
-        total = {key: sum(counts[key] for counts in self.found.values()) for key in keys}
-        took = round(time.monotonic() - self.began)
-        return {"seed": self.seed, "seconds": took, "processors": os.cpu_count(), "total": total, "targets": self.found}
+        """What came of the finished pieces, by target; `seconds` are those of all processes together."""
+        targets: dict[str, dict[str, Any]] = {}
+        for done in self.done:
+            found = targets.setdefault(done["target"], dict.fromkeys((*_COUNTED, "slowest"), 0))
+            found["cases"] += sum(done[verdict] for verdict in _VERDICTS)
+            found[done["maker"]] += sum(done[verdict] for verdict in _VERDICTS)
+            for verdict in _VERDICTS:
+                found[verdict] += done[verdict]
+            found["slowest"] = max(found["slowest"], done["slowest"])
+        total = {key: sum(found[key] for found in targets.values()) for key in _COUNTED}
+        seconds = round(sum(done["seconds"] for done in self.done))
+        return {"seed": self.seed, "seconds": seconds, "processors": os.cpu_count(), "total": total, "targets": targets}
 
-    def run(self, work: Sequence[tuple[str, str, int, int]], workers: int) -> None:
+    def run(self, work: Sequence[Piece], workers: int) -> None:
         """Share the pieces out over threads, each of which watches one process at a time."""
-        waiting: Queue[tuple[str, str, int, int]] = Queue()
+        waiting: Queue[Piece] = Queue()
+        finished = {(done["target"], done["maker"], done["seed"]) for done in self.done}
         for piece in work:
-            waiting.put(piece)
+            if (piece[0], piece[1], piece[3]) not in finished:
+                waiting.put(piece)
         threads = [Thread(target=self._watch_all, args=(waiting,)) for _ in range(workers)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        if self.journal is not None:
+            self.journal.unlink(missing_ok=True)
 
-    def _watch_all(self, waiting: "Queue[tuple[str, str, int, int]]") -> None:
+    def _watch_all(self, waiting: "Queue[Piece]") -> None:
         from fuzz.worker import Worker
 
         worker = Worker(SECONDS, _START)
         while True:
             try:
-                name, maker, count, seed = waiting.get_nowait()
+                piece = waiting.get_nowait()
             except Empty:
                 worker.end()
                 return
-            for verdict, case, seconds, said in worker.work(name, maker, count, seed):
-                with self.lock:
-                    self._note(name, maker, verdict, case, seconds, said)
-            with self.lock:
-                if self.out is not None:
-                    self.out.write_text(json.dumps(self.figures(), indent=1) + "\n", encoding="utf-8")
+            self._keep(self._done(worker, piece))
 
-    def _note(self, name: str, maker: str, verdict: str, case: bytes, seconds: float, said: str) -> None:
-        counts = self.found.setdefault(
-            name, {"cases": 0, "success": 0, "refused": 0, "failed": 0, "hypothesis": 0, "libfuzzer": 0, "slowest": 0.0}
-        )
-        counts["cases"] += 1
-        counts[maker] += 1
-        counts[verdict] += 1
-        counts["slowest"] = max(counts["slowest"], round(seconds, 3))
-        if verdict == "failed":
-            stored = store(name, case)
-            key = re.sub(r"0x[0-9a-f]+|\d+", "#", said.splitlines()[-1] if said else "")[:80]
-            if not any(failure["key"] == key and failure["target"] == name for failure in self.failures):
-                self.failures.append({"target": name, "key": key, "case": stored.name, "said": said[-3000:]})
+    def _done(self, worker: "Worker", piece: Piece) -> dict[str, Any]:
+        """Run a piece, and count."""
+        name, maker, count, seed = piece
+        began = time.monotonic()
+        counts: dict[str, Any] = {"target": name, "maker": maker, "seed": seed, **dict.fromkeys((*_VERDICTS, "slowest"), 0)}
+        for verdict, case, seconds, said in worker.work(name, maker, count, seed):
+            counts[verdict] += 1
+            counts["slowest"] = max(counts["slowest"], round(seconds, 3))
+            if verdict == "failed":
+                self._fail(name, case, said)
+        return counts | {"seconds": round(time.monotonic() - began, 1)}
+
+    def _keep(self, counts: dict[str, Any]) -> None:
+        with self.lock:
+            self.done.append(counts)
+            if self.out is None or self.journal is None:
+                return
+            with self.journal.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(counts) + "\n")
+            self.out.write_text(json.dumps(self.figures(), indent=1) + "\n", encoding="utf-8")
+
+    def _fail(self, name: str, case: bytes, said: str) -> None:
+        """Store and print a failing case, one for each way in which a target fails."""
+        key = re.sub(r"0x[0-9a-f]+|\d+", "#", said.splitlines()[-1] if said else "")[:80]
+        with self.lock:
+            if (name, key) not in self.failures:
+                self.failures.add((name, key))
+                stored = store(name, case)
                 stored.write_bytes(case)
                 print(f"FAILED {name} ({stored.name}): {said[-1500:]}", flush=True)
 
