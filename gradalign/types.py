@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-AnswerKind = Literal["numeric", "boolean", "choice", "exact"]
+AnswerKind = Literal["numeric", "boolean", "choice", "exact", "math", "regex", "function"]
 StopReason = Literal["stop", "length"]
 Outcome = Literal["right", "wrong", "ungradable"]
 
@@ -27,7 +27,10 @@ class GradalignError(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """A question with a checkable answer. `solution` is the data set's own worked solution, where it has one."""
+    """A question with a checkable answer. `solution` is the data set's own worked solution, where it has one.
+
+    `grader` is the user's own function as `MODULE:FUNCTION`, for the kind `function`. It comes from a run's settings, never from a file.
+    """
 
     id: str
     text: str
@@ -36,6 +39,7 @@ class Question:
     choices: tuple[str, ...] = ()
     solution: str | None = None
     difficulty: str | None = None
+    grader: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class Grade:
-    """What a grader says of a text: reward in [0, 1], the outcome, and the answer it read (None where it found none)."""
+    """What a grader says of a text: reward in [0, 1], the outcome, the answer it read (None where it found none), why it is ungradable."""
 
     reward: float
     outcome: Outcome
     answer: str | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -284,6 +284,48 @@ def test_questions_and_teachers_that_lack_something_are_skipped_and_counted(grad
     assert "longer than the student's window" in out
 
 
+def test_where_a_filter_leaves_nothing_the_command_says_so_in_a_line(gradalign, tmp_path):
+    arguments = [*TINY, "--filter", "pass_rate:0.45-0.55", "--filter-rollouts", "3", "--out", "r"]
+    code, out, err = gradalign("score", *arguments, "--dry-run")
+    assert code == 0
+    assert "rollouts to filter by" in out
+    code, out, err = gradalign("score", *arguments)
+    assert code == 2
+    assert "every teacher: 4 questions skipped, pass rate outside 0.45-0.55" in err
+    assert "Traceback" not in err
+    assert gradalign("rank", "r")[0] == 2
+    assert gradalign("report", "r")[0] == 0
+
+
+def test_questions_are_chosen_by_columns_split_and_sample(gradalign, tmp_path):
+    (tmp_path / "exam.csv").write_text(
+        "QUERY,KEY,HINT\n" + "".join(f"What is {i}+1?,{i + 1},Answer: {i + 1}\n" for i in range(9))
+    )
+    tiny = [
+        "--rollouts",
+        "4",
+        "--budget",
+        "8",
+        "--demonstrations",
+        "1",
+        "--teacher",
+        "ctx:reference",
+        "--out",
+        "r",
+        "--sample",
+        "3",
+    ]
+    code, _, err = gradalign("score", "exam.csv", *tiny, "--map", "question=QUERI,answer=KEY")
+    assert (code, "the nearest are QUERY" in err) == (2, True)
+    code, _, err = gradalign("score", "exam.csv", *tiny, "--map", "question=QUERY,answer=KEY,solution=HINT")
+    assert code == 0, err
+    run = load_run(tmp_path / "r")
+    assert len(run.questions) == 3
+    assert run.identity["columns"] == ["question=QUERY,answer=KEY,solution=HINT"]
+    code, _, err = gradalign("score", "exam.csv", *tiny, "--map", "question=QUERY,answer=KEY", "--split", "train")
+    assert (code, "has no splits" in err) == (2, True)
+
+
 def test_a_context_longer_than_the_window_is_skipped(gradalign, tmp_path):
     file = question_file(tmp_path, solution="so " * 2000)
     code, _, err = gradalign("score", file, "--teacher", "ctx:reference", "--out", "r", "--budget", "32")

@@ -106,7 +106,7 @@ def test_kind_is_guessed_from_the_answer(tmp_path):
         ([""], "no questions"),
         ([{"question": "x", "answer": "abc", "kind": "numeric"}], "abc"),
         ([{"question": "x", "answer": "E", "choices": ["a", "b"]}], "choice grader"),
-        ([{"question": "x", "answer": None}], "neither text"),
+        ([{"question": "x", "answer": None}], "missing"),
         ([{"question": "", "answer": "1"}], "empty"),
         ([{"question": "x", "answer": ["6"]}], "neither text"),
         ([{"question": "x", "answer": "A", "choices": "ABCD"}], "list"),

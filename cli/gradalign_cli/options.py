@@ -15,7 +15,12 @@ Table = Annotated[Path | None, typer.Option(help="Also write the whole table: a 
 
 Questions = Annotated[
     str | None,
-    typer.Argument(help="builtin:arithmetic|boolean|choice[:train|:heldout], or a .jsonl file.", metavar="QUESTIONS"),
+    typer.Argument(
+        help="builtin:arithmetic|boolean|choice[:train|:heldout]; boolq, mmlu[:SUBJECT,...], aime[:YEAR,...], gsm8k, math500 or "
+        "gpqa[:diamond|main|extended] from the hub; hf://OWNER/NAME[:CONFIG]; a .jsonl, .json, .csv, .tsv or .parquet file; or a folder "
+        "that datasets saved.",
+        metavar="QUESTIONS",
+    ),
 ]
 Student = Annotated[
     str | None, typer.Option(help="Hub id, folder, FILE.gguf, builtin:NAME or a well-known name such as Qwen3-0.6B.")
@@ -28,7 +33,32 @@ Budget = Annotated[
     ),
 ]
 Demonstrations = Annotated[int, typer.Option(help="Extra rollouts a question to take demonstrations from.")]
-Limit = Annotated[int | None, typer.Option(help="Take the first questions only (64 of a built-in set).")]
+Limit = Annotated[
+    int | None, typer.Option(help="Take the first questions only (64 of a built-in set); no more of a file is read.")
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="Which column holds what, as question=QUERY,answer=LABEL,choices=A+B+C+D; also passage, solution, difficulty, id and kind "
+        "[default: by the names that sets use].",
+    ),
+]
+Split = Annotated[
+    str | None, typer.Option(help="Split of the set, as train or validation [default: train where there is one; of mmlu test].")
+]
+Sample = Annotated[
+    int | None,
+    typer.Option(help="Take so many questions at random by --seed (of the first --limit, if both are given), as 200."),
+]
+Filter = Annotated[
+    str | None,
+    typer.Option(
+        "--filter",
+        help="Leave out questions by the student's pass rate, as pass_rate:0.1-0.9, told by --filter-rollouts that are not scored.",
+    ),
+]
+FilterRollouts = Annotated[int, typer.Option(help="Rollouts a question that --filter goes by.")]
 MaxTokens = Annotated[
     int | None, typer.Option(help="Longest rollout [default: 1024 or half the window, built-in students 64].")
 ]
@@ -68,5 +98,12 @@ Address = Annotated[
 ]
 TeacherTopK = Annotated[
     int, typer.Option(help="Most likely tokens that a served teacher tells at each place; the rest is one bucket.", min=1)
+]
+Grader = Annotated[
+    str | None,
+    typer.Option(
+        help="What grades every question: numeric, boolean, choice, exact, math, regex, or your own function as MODULE:FUNCTION "
+        "[default: as each question says]."
+    ),
 ]
 ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")]

@@ -18,13 +18,19 @@ from gradalign_cli.options import (
     Dtype,
     Engine,
     Executor,
+    Filter,
+    FilterRollouts,
+    Grader,
     Limit,
+    Map,
     MaxTokens,
     Out,
     Place,
     Questions,
     Rollouts,
+    Sample,
     Seed,
+    Split,
     Student,
     TeacherTopK,
     Temperature,
@@ -54,6 +60,10 @@ Interrupted or killed, the same command goes on where it was.
 `gradalign score questions.jsonl --student ./my-model --teacher ctx:reference --objective jsd:0.5 --out runs/mine`
 
 `gradalign score builtin:boolean --budget 200k-tokens --seed 1`
+
+`gradalign score boolq --student Qwen3-0.6B --sample 200 --filter pass_rate:0.1-0.9`
+
+`gradalign score exam.csv --map question=QUERY,answer=KEY,choices=A+B+C+D --student ./my-model`
 
 `gradalign score --configs configs/` scores what training configurations need, and ranks them.
 
@@ -113,7 +123,13 @@ def score(
         str,
         typer.Option(help="pps (probability proportional to size, for ranking) or top (the published scheduler, for looking)."),
     ] = "pps",
+    columns: Map = None,
+    split: Split = None,
+    grader: Grader = None,
     limit: Limit = None,
+    sample: Sample = None,
+    filter_by: Filter = None,
+    filter_rollouts: FilterRollouts = 8,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 1.0,
     seed: Seed = 0,
@@ -148,6 +164,12 @@ def score(
         "seed": seed,
         "dtype": dtype,
         "teacher_top_k": teacher_top_k,
+        "columns": tuple(columns or ()),
+        "split": split,
+        "sample": sample,
+        "filter": filter_by,
+        "filter_rollouts": filter_rollouts,
+        "grader": grader,
         "chat_template": None if chat_template is None else str(chat_template),
     }
     with ProgressDisplay() as progress:

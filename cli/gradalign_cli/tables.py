@@ -75,6 +75,7 @@ def print_forecast(found: "Forecast") -> None:
     table.add_column("")
     table.add_column("", justify="right")
     for what, count in (
+        *([("rollouts to filter by", found.filter_rollouts)] if found.filter_rollouts else []),
         ("base rollouts", found.base_rollouts),
         ("rollouts for demonstrations", found.demonstrations),
         *([("rollouts of the teachers", found.teacher_rollouts)] if found.teacher_rollouts else []),

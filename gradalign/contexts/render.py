@@ -20,6 +20,7 @@ INSTRUCTIONS = {
     "numeric": 'Reason step by step, then end with "Answer:" and the number.',
     "boolean": 'Reason step by step, then end with "Answer:" and yes or no.',
     "choice": 'Reason step by step, then end with "Answer:" and the letter.',
+    "math": "Reason step by step, then end with the answer in \\boxed{}.",
     "exact": 'Reason step by step, then end with "Answer:" and the answer.',
 }
 
@@ -50,7 +51,13 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_tra
 def render_question(question: Question) -> str:
     """The prompt the student sees: the question, its options, and how to end."""
     source = _template("none")
-    return _render(source, "none", question=question.text, choices=question.choices, instruction=INSTRUCTIONS[question.kind])
+    return _render(
+        source,
+        "none",
+        question=question.text,
+        choices=question.choices,
+        instruction=INSTRUCTIONS.get(question.kind, INSTRUCTIONS["exact"]),
+    )
 
 
 def render_context(context: str, question: Question, material: Material) -> str:

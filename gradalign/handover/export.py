@@ -81,7 +81,7 @@ def export_configuration(
         written[f"{name}.jsonl" if to == "json" else f"{name}.parquet"] = table
     if plan is not None:
         written["trl.json"] = _json(plan.description | {"not_carried": lost, "notes": notes})
-        written["train.jsonl"] = "".join(json.dumps(row) + "\n" for row in _rows(questions, plan.contexts))
+        written["train.jsonl"] = "".join(json.dumps(row) + "\n" for row in _rows(questions, plan.contexts, _own_grader(run)))
         written["train.py"] = (resources.files("gradalign.handover") / "train.py").read_text(encoding="utf-8")
         written |= {} if template is None else {"chat_template.jinja": template}
     written["configuration.json"] = _json({
@@ -144,11 +144,18 @@ def _chat_template(run: Run, lost: list[str]) -> str | None:
         return None
 
 
-def _rows(questions: pa.Table, contexts: list[str] | None) -> Iterable[dict[str, Any]]:
-    """The data set in TRL's columns; answer, kind and choices are for the grader."""
+def _rows(questions: pa.Table, contexts: list[str] | None, grader: str | None) -> Iterable[dict[str, Any]]:
+    """The data set in TRL's columns; answer, kind, choices and the user's own function are for the grader."""
     for place, row in enumerate(questions.drop_columns(["teacher_message", "teacher_prompt_tokens", "pass_rate"]).to_pylist()):
         row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+        row |= {} if grader is None else {"grader": grader}
         yield row if contexts is None else row | {"privileged_context": contexts[place]}
+
+
+def _own_grader(run: Run) -> str | None:
+    """The user's function that graded the run, as `MODULE:FUNCTION`."""
+    grader = run.identity.get("grader")
+    return grader if grader is not None and ":" in grader else None
 
 
 def _plain(value: Any) -> Any:

@@ -101,13 +101,18 @@ def build(plan: dict, model, settings, data: Dataset, tokenizer):
     return trainer
 
 
-def right(completions, question, answer, kind, choices, **others) -> list[float | None]:
-    """Rewards by gradalign's own graders."""
+def right(completions, prompts, question, answer, kind, choices, grader=None, **others) -> list[float | None]:
+    """Rewards by gradalign's own graders, or by the function that graded the run."""
     from gradalign.questions import grade
     from gradalign.types import Question
 
-    asked = zip(question, answer, kind, choices, completions, strict=True)
-    return [grade(Question(i, "", a, k, tuple(c)), text[0]["content"] or "").reward for i, a, k, c, text in asked]
+    asked = [
+        Question(i, prompt[-1]["content"], a, k, tuple(c), grader=g)
+        for i, prompt, a, k, c, g in zip(
+            question, prompts, answer, kind, choices, grader or [None] * len(question), strict=True
+        )
+    ]
+    return [grade(q, text[0]["content"] or "").reward for q, text in zip(asked, completions, strict=True)]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from gradalign.contexts import parse_teacher
 from gradalign.endpoint import PREFIX, parse_address
 from gradalign.models import read_placement
 from gradalign.objectives import parse_objective
+from gradalign.pipeline.pass_rates import parse_filter
+from gradalign.plugins import imported
+from gradalign.questions import KINDS, parse_columns
 from gradalign.types import GradalignError
 
 
@@ -16,8 +19,13 @@ from gradalign.types import GradalignError
 class RunConfig:
     """The settings that rows depend on. Stored in run.json; a run goes on only under the same ones.
 
+    `columns` says which column of the questions' source holds what, as `("question=QUERY",)`; of the first `limit` of its `split` a random
+    `sample` is taken. `filter`, as `pass_rate:0.1-0.9`, leaves out questions by `filter_rollouts` rollouts of the student, never scored.
+
     `tokens` are token weightings, beyond all tokens alike, that steps are kept under. `max_tokens` None means 1,024, or half the student's
     window where that is less; it is settled when the student is loaded. `teacher_top_k` tokens of a served teacher are known at each node.
+    `grader` is the kind of answer that every question is graded by, or the user's function as `MODULE:FUNCTION`; with None each question's
+    own kind counts.
     """
 
     student: str
@@ -42,6 +50,12 @@ class RunConfig:
     chat_template: str | None = None
     teacher_top_k: int = 20
     part_size: int = 8
+    columns: tuple[str, ...] = ()
+    split: str | None = None
+    sample: int | None = None
+    filter: str | None = None
+    filter_rollouts: int = 8
+    grader: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense, in a line each."""
@@ -57,6 +71,8 @@ class RunConfig:
             raise GradalignError(f"candidate_mass is {self.candidate_mass}; it must be above 0 and at most 1")
         if self.node_selection not in ("pps", "top"):
             raise GradalignError(f"node_selection is {self.node_selection!r}; choose pps or top")
+        if self.grader is not None and self.grader not in KINDS and imported(self.grader) is None:
+            raise GradalignError(f"unknown grader {self.grader!r}; choose from {', '.join(KINDS)}, or give MODULE:FUNCTION")
         if self.allocation not in ("adaptive", "fixed"):
             raise GradalignError(f"allocation is {self.allocation!r}; choose adaptive or fixed")
         for kind, specs, parse in (("teacher", self.teachers, parse_teacher), ("objective", self.objectives, parse_objective)):
@@ -71,6 +87,9 @@ class RunConfig:
                 f"{', '.join(self.objectives)} looks at rewards alone, and does not say which nodes matter; give an objective with a "
                 "teacher beside it, as --objective reverse_kl"
             )
+        parse_columns(self.columns)
+        if self.filter is not None:
+            parse_filter(self.filter)
         for spec in self.tokens:
             if str(parse_tokens(spec)) != spec or spec in ("all", "positive_alignment"):
                 raise GradalignError(f"no steps can be kept for tokens {spec!r}; give incorrect_paths or entropy_top:SHARE")
@@ -85,6 +104,11 @@ class RunConfig:
         """How many pairs of teacher and objective are compared; an objective without a teacher counts once."""
         alone = sum(parse_objective(spec).teacherless for spec in self.objectives)
         return len(self.teachers) * (len(self.objectives) - alone) + alone
+
+    @property
+    def grader_function(self) -> str | None:
+        """The user's own grader as `MODULE:FUNCTION`, if one is named."""
+        return None if self.grader in KINDS else self.grader
 
     @property
     def longest(self) -> int:
@@ -106,7 +130,7 @@ def needs_teacher_rollouts(spec: str) -> bool:
 
 _LEAST = {
     "limit": 1, "teacher_rollouts": 0, "rollouts": 1, "demonstrations": 1, "replicates": 1, "candidates": 2, "min_visits": 2,
-    "max_tokens": 1, "part_size": 1, "teacher_top_k": 1,
+    "max_tokens": 1, "part_size": 1, "teacher_top_k": 1, "sample": 1, "filter_rollouts": 1,
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ class Forecast:
     questions: int
     visited_nodes: int
     chosen_nodes: int
+    filter_rollouts: int
     base_rollouts: int
     demonstrations: int
     teacher_rollouts: int
@@ -50,6 +51,7 @@ def forecast(questions: Sequence[Question], cast: Cast, config: RunConfig, effor
         questions=len(questions),
         visited_nodes=total("nodes"),
         chosen_nodes=total("scored_nodes"),
+        filter_rollouts=0 if config.filter is None else config.filter_rollouts * len(questions),
         base_rollouts=total("rollouts"),
         demonstrations=round(scale * sum(row["purpose"] == "demonstration" for row in rows["rollouts"])),
         teacher_rollouts=round(scale * sum(row["purpose"] == "teacher" for row in rows["rollouts"])),

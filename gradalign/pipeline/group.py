@@ -14,6 +14,8 @@ from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.faults import blaming
 from gradalign.pipeline.outcomes import Teaching, outcomes_of
+from gradalign.pipeline.pass_rates import parse_filter
+from gradalign.pipeline.passing import leave_out
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.prompts import teacher_prompts
 from gradalign.pipeline.restore import Stored
@@ -47,7 +49,9 @@ class Spending:
 
 def planned_units(config: RunConfig, pools: int, budget: Budget, questions: int, held: bool) -> int:
     """Units of work a question: one forward pass a teacher as long as the base rollouts, targeted rollouts, and what is not yet held."""
-    sampled = 0 if held else config.rollouts + config.demonstrations * pools + config.teacher_rollouts * len(config.teachers)
+    filtering = 0 if config.filter is None else config.filter_rollouts
+    fresh = filtering + config.rollouts + config.demonstrations * pools + config.teacher_rollouts * len(config.teachers)
+    sampled = 0 if held else fresh
     targeted = budget.amount
     if budget.unit == "tokens":
         targeted = max(0, budget.amount // questions - sampled * config.longest // 2) * 4 // config.longest
@@ -98,7 +102,9 @@ def score_questions(
     """Everything found for questions, before it is arranged in rows."""
     results = [QuestionResult(question, order) for order, question in places]
     prompts = _student_prompts(results, cast, config)
-    open_results = [result for result in results if result.question.id in prompts]
+    open_results = _passing(
+        [result for result in results if result.question.id in prompts], prompts, cast, config, progress, stored
+    )
     _sample_base([r for r in open_results if r.question.id not in stored], prompts, cast, config, progress)
     for result in open_results:
         if result.question.id in stored:
@@ -149,6 +155,23 @@ def _student_prompts(results: Sequence[QuestionResult], cast: Cast, config: RunC
     return prompts
 
 
+def _passing(
+    results: Sequence[QuestionResult],
+    prompts: Mapping[str, tuple[int, ...]],
+    cast: Cast,
+    config: RunConfig,
+    progress: Progress,
+    stored: Mapping[str, Stored],
+) -> list[QuestionResult]:
+    """The questions that the run's filter keeps, if it has one; those that are stored went through it before, as their rows say."""
+    if config.filter is None:
+        return list(results)
+    fresh = [result for result in results if result.question.id not in stored]
+    sampling = Sampling(config.seed, config.longest, progress)
+    leave_out(fresh, prompts, cast.student, parse_filter(config.filter), config.filter_rollouts, sampling)
+    return [result for result in results if not result.skips]
+
+
 def _sample_base(
     results: Sequence[QuestionResult], prompts: dict[str, tuple[int, ...]], cast: Cast, config: RunConfig, progress: Progress
 ) -> None:
@@ -182,7 +205,7 @@ def _cast_teachers(results: Sequence[QuestionResult], cast: Cast, config: RunCon
         room = config.longest if config.teacher_rollouts else longest
         result.prompts, skips = teacher_prompts(cast, result.question, result.pools, room)
         result.skips += skips
-        result.other_tokens = sum(len(rollout.completion.tokens) for rollout in result.rollouts)
+        result.other_tokens += sum(len(rollout.completion.tokens) for rollout in result.rollouts)
         result.other_tokens += sum(pool.tokens + pool.summary_tokens for pool in result.pools.values())
         if not result.prompts:
             result.skips.append(Skip(result.question.id, None, _NO_TEACHER))

@@ -65,7 +65,7 @@ def _completion(row: dict[str, Any]) -> Completion:
 
 
 def _grade(row: dict[str, Any]) -> Grade:
-    return Grade(row["reward"], row["outcome"], row["read_answer"])
+    return Grade(row["reward"], row["outcome"], row["read_answer"], row["ungradable_reason"])
 
 
 def _rollout(row: dict[str, Any]) -> Rollout:

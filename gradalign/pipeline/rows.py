@@ -145,7 +145,7 @@ def _completion_cells(completion: Completion) -> dict[str, Any]:
 
 
 def _grade_cells(grade: Grade) -> dict[str, Any]:
-    return {"reward": grade.reward, "outcome": grade.outcome, "read_answer": grade.answer}
+    return {"reward": grade.reward, "outcome": grade.outcome, "read_answer": grade.answer, "ungradable_reason": grade.reason}
 
 
 def _node_rows(result: QuestionResult, scored: Scored) -> list[dict[str, Any]]:

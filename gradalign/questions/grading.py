@@ -1,84 +1,107 @@
 """Graders: from the text of a rollout to a reward. The text is untrusted: it is only ever compared, never run.
 
-The answer read is what follows the last "Answer:" (or "answer is"), else the last \\boxed{...}, else the whole text if it is no
-more than a few words. A text with none of these is ungradable, which is its own outcome with reward 0.
+A kind of answer has a reader: from what a text states as its answer (`stated`) to the form in which answers are compared; what counts as
+the question's answer reads the same as it. A text that states nothing, or nothing that can be read, is ungradable: its own outcome, with
+a reason and reward 0.
 """
 
-import re
-from fractions import Fraction
+from collections.abc import Callable
+from dataclasses import replace
 
-from gradalign.types import Grade, Question
+from gradalign.questions.functions import graded_by_function
+from gradalign.questions.numbers import Quantity, equal_quantities, quantity
+from gradalign.questions.stated import Ungradable, stated_answer
+from gradalign.questions.words import read_boolean, read_choice, read_exact
+from gradalign.types import AnswerKind, GradalignError, Grade, Question
 
-_MARKED = re.compile(r"answer[*_\s]{0,8}(?:is[*_\s]{0,8})?[:=]|answer\s{1,8}is\b", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\s{0,8}\{((?:[^{}]|\{[^{}]{0,200}\}){0,200})\}")
-_FEW_WORDS = 4
-_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})(?:[eE][-+]?\d{1,3})?(?:/\d{1,60})?")
-_BOOLEANS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
+KINDS = ("numeric", "boolean", "choice", "exact", "math", "regex")  # not function: a question file must not name code to run
 
 
 def grade(question: Question, text: str) -> Grade:
-    """Reward 1 if the answer read from `text` equals the question's, else 0."""
+    """Reward 1 if the answer read from `text` equals the question's, else 0; of a user's function, what it says."""
     said = stated_answer(text)
-    read = None if said is None else read_answer(question, said)
-    if read is None:
-        return Grade(0.0, "ungradable", said)
-    right = read == read_answer(question, question.answer)
+    try:
+        if question.kind == "function":
+            return graded_by_function(question, text, None if said is None else read_answer(question, said))
+        if said is None:
+            raise Ungradable("no answer is stated")
+        read = _READERS[question.kind](said, question)
+    except Ungradable as why:
+        return Grade(0.0, "ungradable", said, str(why))
+    right = read == _form(question) if question.kind != "regex" else _matched(said, question)
     return Grade(1.0 if right else 0.0, "right" if right else "wrong", read)
 
 
 def read_answer(question: Question, said: str) -> str | None:
     """The answer that `said` states, in the form in which answers of the question's kind are compared; None if there is none."""
-    return _READERS[question.kind](said, question)
-
-
-def is_number(text: str) -> bool:
-    """Is the whole text one number?"""
-    return _NUMBER.fullmatch(text.replace("\u2212", "-").strip()) is not None
-
-
-def stated_answer(text: str) -> str | None:
-    """What stands on the line after the last answer mark, or in the last box; hidden reasoning is not read."""
-    text = text.rpartition("</think>")[2]
-    marks = list(_MARKED.finditer(text))
-    if marks:
-        after = text[marks[-1].end() :].strip()
-        return (_last(_BOXED, after) or after.splitlines()[0].strip()) if after else None
-    return _last(_BOXED, text) or (text.strip() if 0 < len(text.split()) <= _FEW_WORDS else None)
-
-
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    found = pattern.findall(text)
-    return found[-1].strip() if found else None
-
-
-def _read_number(said: str, question: Question) -> str | None:
-    """The first number after the last equals sign, as an exact fraction."""
-    match = _NUMBER.search(said.replace("\u2212", "-").rpartition("=")[2])
-    if not match:
+    try:
+        return _READERS[question.kind](said, question)
+    except Ungradable:
         return None
-    numerator, _, denominator = match.group().replace(",", "").partition("/")
-    if denominator and not int(denominator):
+
+
+def answer_fault(question: Question) -> str | None:
+    """Why nothing can be graded against the question's own answer; None if it can."""
+    if question.kind == "regex":
+        from gradalign.questions.patterns import pattern_fault
+
+        return pattern_fault(question.answer)
+    if read_answer(question, question.answer) is None:
+        return f"the answer {question.answer!r} is not one that a {question.kind} grader can read"
+    return None
+
+
+def regraded(question: Question, grader: str) -> Question:
+    """The question under another grader: a kind, or the user's function as `MODULE:FUNCTION`."""
+    own = grader not in KINDS
+    changed = replace(question, kind="function" if own else grader, grader=grader if own else None)
+    fault = answer_fault(changed)
+    if fault:
+        raise GradalignError(f"question {question.id!r}: {fault}; choose another --grader")
+    return changed
+
+
+def _form(question: Question) -> str:
+    """The question's own answer in the form that is compared."""
+    return _READERS[question.kind](question.answer, question)
+
+
+def _read_number(said: str, question: Question) -> str:
+    found = quantity(said)
+    answer = found if said == question.answer else _answer_quantity(question.answer)
+    return str(answer if answer is not None and equal_quantities(answer, found) else found)
+
+
+def _answer_quantity(answer: str) -> Quantity | None:
+    try:
+        return quantity(answer)
+    except Ungradable:
         return None
-    return str(Fraction(numerator) / int(denominator or 1))
 
 
-def _read_boolean(said: str, question: Question) -> str | None:
-    match = re.search(r"\b(yes|no|true|false)\b", said, re.IGNORECASE)
-    return _BOOLEANS[match.group(1).lower()] if match else None
+def _read_math(said: str, question: Question) -> str:
+    from gradalign.questions.mathematics import canonical_answer, read_math
+
+    return canonical_answer(question.answer) if said == question.answer else read_math(said, question.answer)
 
 
-def _read_choice(said: str, question: Question) -> str | None:
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(question.choices) or 4]
-    folded = [choice.strip().casefold() for choice in question.choices]
-    text = said.strip(" .\"'*").casefold()
-    if text in folded:
-        return letters[folded.index(text)]
-    match = re.match(rf"[\s(*\"']*([{letters}])(?![A-Za-z])", said, re.IGNORECASE)
-    return match.group(1).upper() if match else None
+def _read_pattern(said: str, question: Question) -> str:
+    """Whatever matches reads as the pattern, so that all texts that count as the answer are alike."""
+    return question.answer if said == question.answer or _matched(said, question) else read_exact(said)
 
 
-def _read_exact(said: str, question: Question) -> str | None:
-    return " ".join(said.strip(" .\"'*").split()).casefold() or None
+def _matched(said: str, question: Question) -> bool:
+    from gradalign.questions.patterns import matches
+
+    return matches(question.answer, said)
 
 
-_READERS = {"numeric": _read_number, "boolean": _read_boolean, "choice": _read_choice, "exact": _read_exact}
+_READERS: dict[AnswerKind, Callable[[str, Question], str]] = {
+    "numeric": _read_number,
+    "boolean": lambda said, question: read_boolean(said),
+    "choice": lambda said, question: read_choice(said, question.choices),
+    "exact": lambda said, question: read_exact(said),
+    "math": _read_math,
+    "regex": _read_pattern,
+    "function": lambda said, question: read_exact(said),
+}

@@ -73,6 +73,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("reward", _REAL, "", "reward of the whole rollout"),
         Column("outcome", _TEXT, "", "right, wrong or ungradable"),
         Column("read_answer", _TEXT, "", "the answer that the grader read"),
+        Column("ungradable_reason", _TEXT, "", "why the text is ungradable; missing where it is graded"),
     ),
     "nodes": (
         _QUESTION,

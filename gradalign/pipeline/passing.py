@@ -1,0 +1,34 @@
+"""Questions by how often the student passes them, measured on rollouts of their own before anything is scored.
+
+These rollouts are sampled under seeds of their own and never scored: were questions chosen by the rollouts that are scored, those
+kept would be kept for their luck, and averages over them would be biased.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from gradalign.pipeline.cast import Member
+from gradalign.pipeline.pass_rates import PassRates
+from gradalign.pipeline.rollouts import Sampling, sample_rollouts
+from gradalign.pipeline.rows import QuestionResult
+from gradalign.types import Skip
+
+
+def leave_out(
+    results: Sequence[QuestionResult],
+    prompts: Mapping[str, tuple[int, ...]],
+    student: Member,
+    kept: PassRates,
+    count: int,
+    sampling: Sampling,
+) -> None:
+    """Sample `count` rollouts of each question, and skip those whose mean reward is outside the range; the tokens count as spent."""
+    sampling.progress.stage("rollouts to filter by")
+    questions = [result.question for result in results]
+    sampled = sample_rollouts(student, questions, [prompts[q.id] for q in questions], "filter", count, sampling)
+    for result, rollouts in zip(results, sampled, strict=True):
+        result.other_tokens += sum(len(rollout.completion.tokens) for rollout in rollouts)
+        reward = sum(rollout.grade.reward for rollout in rollouts)
+        if not kept.low <= reward / count <= kept.high:
+            result.skips.append(
+                Skip(result.question.id, None, f"pass rate outside {kept.text}", f"{reward:g} of {count} right")
+            )
