@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from gradalign.builtin import builtin_names, builtin_path
+from gradalign.home import expanded
 from gradalign.questions.columns import Columns
 from gradalign.questions.files import files_of, read_records
 from gradalign.questions.sets import HubSource, hub_source, near_names
@@ -54,7 +55,7 @@ def _questions(source: str, split: str | None, mapping: Mapping[str, str]) -> It
     if hub is not None:
         yield from _of_hub(hub, split, mapping)
         return
-    path = _builtin(source, split) if source.startswith("builtin:") else Path(source).expanduser()
+    path = _builtin(source, split) if source.startswith("builtin:") else expanded(source)
     if not os.path.exists(path):
         raise GradalignError(
             f"no such question set or file: {source}; give a file or folder, builtin:arithmetic, hf://OWNER/NAME or one of "
