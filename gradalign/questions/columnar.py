@@ -30,6 +30,7 @@ def rows(path: Path, source: str) -> Iterator[dict[str, Any]]:
 def _values(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[dict[str, Any]]:
     labels = _class_labels(schema)
     for batch in batches:
+        batch.validate(full=True)  # an Arrow stream's offsets are taken as they stand, and may lead out of the file
         for row in batch.to_pylist():
             yield row | {name: _label(row[name], names) for name, names in labels.items() if name in row}
 

@@ -132,10 +132,13 @@ def _chat(case: bytes, folder: Path) -> None:
 def _graded(case: bytes, folder: Path) -> None:
     """What a model may say, graded as every kind of question; a reward is 0 or 1 and goes with its outcome."""
     said = case.decode("utf-8", "replace")
-    for kind, answer in (("numeric", "1234.5"), ("boolean", "yes"), ("choice", "A"), ("exact", "a b")):
-        found = grade(Question("q", "?", answer, kind, ("one", "two") if kind == "choice" else ()), said)  # type: ignore[arg-type]
+    for kind in KINDS:
+        found = grade(Question("q", "?", _ANSWERS[kind], kind, ("one", "two") if kind == "choice" else ()), said)
         if (found.reward == 1) != (found.outcome == "right") or found.reward not in (0, 1):
             raise AssertionError(f"{kind}: {found}")
+
+
+_ANSWERS = {"numeric": "1234.5", "boolean": "yes", "choice": "A", "exact": "a b", "math": "\\frac{1}{2}", "regex": "a+b"}
 
 
 def _place(case: bytes, folder: Path) -> None:
