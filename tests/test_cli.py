@@ -2,42 +2,17 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from gradalign_cli import console
-from gradalign_cli.main import main
 from transformers import AutoModelForCausalLM
 
 from gradalign import load_run
 from gradalign.builtin import builtin_path
 
 TINY = ["--limit", "4", "--rollouts", "4", "--budget", "32", "--demonstrations", "4", "--teacher", "ctx:reference"]
-
-
-@pytest.fixture
-def gradalign(monkeypatch, capsys, tmp_path):
-    """Run the command in an empty folder; returns (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(console.output, "_width", 200)
-    monkeypatch.setattr(console.errors, "_width", 200)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        if arguments[0] == "score" and "--report" not in arguments:
-            arguments = (*arguments, "--no-report")
-        monkeypatch.setattr(sys, "argv", ["gradalign", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def spoiled(tmp_path: Path, change) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from test_cli import TINY, gradalign, spoiled  # noqa: F401 (a fixture)
+from test_cli import TINY, spoiled
 from transformers import AutoModelForCausalLM
 
 from gradalign import load_run, score
@@ -288,7 +288,7 @@ def finished_run(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.title)
-def test_a_failure_is_one_line_that_names_the_mend(gradalign, tmp_path, monkeypatch, finished_run, failure):  # noqa: F811
+def test_a_failure_is_one_line_that_names_the_mend(gradalign, tmp_path, monkeypatch, finished_run, failure):
     if failure.run:
         shutil.copytree(finished_run, tmp_path / "r")
     with monkeypatch.context() as patched:
@@ -308,7 +308,7 @@ def test_a_failure_is_one_line_that_names_the_mend(gradalign, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("code", "case"), SAID, ids=lambda value: getattr(value, "title", ""))
-def test_what_is_no_fault_is_said(gradalign, tmp_path, monkeypatch, code, case):  # noqa: F811
+def test_what_is_no_fault_is_said(gradalign, tmp_path, monkeypatch, code, case):
     with monkeypatch.context() as patched:
         case.setting(tmp_path, patched)
         found, out, err = gradalign(*case.arguments)
@@ -316,7 +316,7 @@ def test_what_is_no_fault_is_said(gradalign, tmp_path, monkeypatch, code, case):
     assert said(" ".join((out + err).split()), ENTRIES[case.title]), out + err
 
 
-def test_after_a_full_disk_the_same_command_goes_on(gradalign, tmp_path, monkeypatch):  # noqa: F811
+def test_after_a_full_disk_the_same_command_goes_on(gradalign, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         full_disk(tmp_path, patched)
         assert gradalign(*RUN)[0] == 2
@@ -324,7 +324,7 @@ def test_after_a_full_disk_the_same_command_goes_on(gradalign, tmp_path, monkeyp
     assert len(load_run(tmp_path / "r").questions) == 4
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(gradalign, tmp_path, monkeypatch, finished_run):  # noqa: F811
+def test_out_of_memory_halves_the_batch_and_says_so(gradalign, tmp_path, monkeypatch, finished_run):
     whole = CausalLanguageModel._continue
 
     def full(self, last, cache, continuations):
@@ -342,7 +342,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(gradalign, tmp_path, monkeyp
     assert one.rollouts.tokens.map(tuple).equals(other.rollouts.tokens.map(tuple))
 
 
-def test_a_killed_run_says_so_and_goes_on(gradalign, tmp_path):  # noqa: F811
+def test_a_killed_run_says_so_and_goes_on(gradalign, tmp_path):
     """The folder as a kill leaves it: no end in the log, a part without its marker, a file that was being written."""
     assert gradalign("score", *TINY[2:], "--limit", "12", "--out", "r")[0] == 0
     expected = load_run(tmp_path / "r").alignment
@@ -359,7 +359,7 @@ def test_a_killed_run_says_so_and_goes_on(gradalign, tmp_path):  # noqa: F811
     assert load_run(tmp_path / "r").alignment.equals(expected)
 
 
-def test_a_question_that_breaks_is_set_aside(gradalign, tmp_path, monkeypatch, finished_run):  # noqa: F811
+def test_a_question_that_breaks_is_set_aside(gradalign, tmp_path, monkeypatch, finished_run):
     whole = group.sample_targeted
     broken = load_run(finished_run).questions.question.iloc[0]
 

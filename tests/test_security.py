@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hostile import QUESTION, TEACHER, TEXT, WORDS, hostile_run, is_clean
-from test_cli import TINY, gradalign  # noqa: F401 (a fixture)
+from test_cli import TINY
 
 from gradalign import load_run
 from gradalign.builtin import builtin_path
@@ -119,7 +119,7 @@ IDS = (
 )
 
 
-def test_ids_of_questions_stay_in_the_run_folder(gradalign, tmp_path):  # noqa: F811
+def test_ids_of_questions_stay_in_the_run_folder(gradalign, tmp_path):
     first = (builtin_path("questions") / "arithmetic" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) | {"id": name} for name, line in zip(IDS, first, strict=False)]
     place = tmp_path / "inside"
@@ -157,7 +157,7 @@ COMMANDS = {
 }
 
 
-def test_every_command_shows_hostile_text_as_text(gradalign, tabular, tmp_path):  # noqa: F811
+def test_every_command_shows_hostile_text_as_text(gradalign, tabular, tmp_path):
     from gradalign_cli.main import app
 
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
@@ -188,7 +188,7 @@ def test_every_command_shows_hostile_text_as_text(gradalign, tabular, tmp_path):
 SECRETS = ("HF_TOKEN", "OPENAI_API_KEY", "GRADALIGN_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
-def test_secrets_are_kept_nowhere(gradalign, tmp_path, monkeypatch):  # noqa: F811
+def test_secrets_are_kept_nowhere(gradalign, tmp_path, monkeypatch):
     for name in SECRETS:
         monkeypatch.setenv(name, f"canary-{name}")
     monkeypatch.setenv("no_proxy", "127.0.0.1")

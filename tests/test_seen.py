@@ -4,11 +4,10 @@ import json
 
 import pandas as pd
 import pytest
-from gradalign_cli import console
-from gradalign_cli.main import main
 from hostile import is_clean
 
 import gradalign
+from gradalign import load_run
 from gradalign.api import configure, run_preview
 from gradalign.configurations import Configuration
 from gradalign.contexts import CONTEXTS, template_text
@@ -23,25 +22,6 @@ SETTINGS = {"teachers": TEACHERS, "limit": 6, "demonstrations": 8, "seed": 3, "c
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return gradalign.score(rollouts=8, budget=8, out=tmp_path_factory.mktemp("seen") / "r", **SETTINGS)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run `gradalign`; returns (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(console.errors, "_width", 200)
-
-    def called(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["gradalign", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return called
 
 
 def test_the_tables_hold_what_is_seen(run, small):
@@ -142,8 +122,8 @@ def test_the_hand_over_has_the_system_text_and_says_where_it_went(run, tmp_path)
     assert pd.read_parquet(tmp_path / "y" / "questions.parquet").teacher_system.isna().all()
 
 
-def test_contexts_show_prints_prompts_counts_and_boundary(command):
-    code, out, _ = command("contexts", "show", "--teacher", "ctx:correct_demo:system", "--question", "arithmetic-train-0003")
+def test_contexts_show_prints_prompts_counts_and_boundary(gradalign):
+    code, out, _ = gradalign("contexts", "show", "--teacher", "ctx:correct_demo:system", "--question", "arithmetic-train-0003")
     assert code == 0
     assert "question arithmetic-train-0003" in out
     assert "student builtin:small: " in out
@@ -151,45 +131,45 @@ def test_contexts_show_prints_prompts_counts_and_boundary(command):
     assert out.count("⟦<|im_start|>assistant\n⟧") == 2
     assert "<|im_start|>system\nA correct solution:\n" in out
     assert "boundary of 2: '<|im_start|>' 'assistant\\n'" in out
-    code, out, _ = command("contexts", "show", "--teacher", "ctx:answer", "--limit", "2", "--json")
+    code, out, _ = gradalign("contexts", "show", "--teacher", "ctx:answer", "--limit", "2", "--json")
     assert code == 0
     assert [sight["who"] for each in json.loads(out) for sight in each["sights"]] == ["student", "ctx:answer"] * 2
-    code, _, err = command("contexts", "show", "--question", "no-such")
+    code, _, err = gradalign("contexts", "show", "--question", "no-such")
     assert code == 2
     assert "has no question 'no-such'" in err
 
 
-def test_contexts_show_says_what_is_left_out_and_obeys_no_text(command, tmp_path):
+def test_contexts_show_says_what_is_left_out_and_obeys_no_text(gradalign, tmp_path):
     file = tmp_path / "q.jsonl"
     file.write_text(json.dumps({"question": "\x1b[31mWhat\u202e is 2+2?", "answer": "4"}) + "\n")
-    code, out, _ = command("contexts", "show", "q.jsonl", "--student", "builtin:small", "--teacher", "ctx:reference", "--teacher",
+    code, out, _ = gradalign("contexts", "show", "q.jsonl", "--student", "builtin:small", "--teacher", "ctx:reference", "--teacher",
                            "ctx:answer", "--max-tokens", "8")  # fmt: skip
     assert code == 0
     assert is_clean(out)
     assert "ctx:reference: left out, no reference solution" in out
 
 
-def test_templates_are_printed_to_copy(command):
+def test_templates_are_printed_to_copy(gradalign):
     for name in CONTEXTS[1:]:
-        assert command("contexts", "template", name) == (0, template_text(name) + "\n", "")
-    code, _, err = command("contexts", "template", "none")
+        assert gradalign("contexts", "template", name) == (0, template_text(name) + "\n", "")
+    code, _, err = gradalign("contexts", "template", "none")
     assert code == 2
     assert "no built-in template 'none'; choose from correct_demo" in err
 
 
-def test_contexts_without_another_command_screens(command, tmp_path):
-    code, out, _ = command("contexts", "--help")
+def test_contexts_without_another_command_screens(gradalign, tmp_path):
+    code, out, _ = gradalign("contexts", "--help")
     assert code == 0
     for word in ("--teacher-rollouts", "--thinking", "show", "template", "Pre-screen"):
         assert word in out
-    code, _, err = command("contexts", "no-such-set.jsonl", "--student", "builtin:small")
+    code, _, err = gradalign("contexts", "no-such-set.jsonl", "--student", "builtin:small")
     assert code == 2
     assert "no-such-set.jsonl" in err
     few = ["--limit", "4", "--rollouts", "4", "--budget", "4", "--teacher-rollouts", "2", "--teacher", "ctx:answer:before"]
-    code, out, _ = command("contexts", "builtin:choice", *few, "--thinking", "on", "--out", "r")
+    code, out, _ = gradalign("contexts", "builtin:choice", *few, "--thinking", "on", "--out", "r")
     assert code == 0
     assert "ctx:answer:before" in out
-    identity = gradalign.load_run(tmp_path / "r").identity
+    identity = load_run(tmp_path / "r").identity
     assert (identity["thinking"], identity["context_tokens"]) == (True, None)
 
 
