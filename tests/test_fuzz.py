@@ -1,19 +1,21 @@
 """Every parser of what comes from outside, on some hundred cases and on every case that ever failed; campaigns are tests/fuzz/run.py's."""
 
 import logging
-import time
+import signal
 import warnings
+from contextlib import contextmanager
 
 import pytest
 from fuzz import model_files, runs
 from fuzz.run import REGRESSIONS, store
 from fuzz.table import TARGETS
-from fuzz.target import SECONDS, Broken, Target, verdict
+from fuzz.target import Broken, Target, verdict
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from gradalign.types import GradalignError
 
 CASES = 250
+HANGS = 60
 FEWER = {  # where a case takes milliseconds, or, as a template that never ends, seconds
     "report": 2,
     "server answer": 100,
@@ -22,6 +24,25 @@ FEWER = {  # where a case takes milliseconds, or, as a template that never ends,
     **{target.name: 25 for target in model_files.TARGETS},
 }
 STORED = sorted(path for path in REGRESSIONS.rglob("*") if path.is_file())
+
+
+@contextmanager
+def no_hang():
+    """Ends a case that has taken as much of the processor as no import and no first use of a model does.
+
+    Campaigns hold every case to 5 seconds on the clock, in processes that are warm; a test process may be loading torch in its first.
+    """
+
+    def end(signum: int, frame: object) -> None:
+        raise Broken(f"still running after {HANGS} seconds of the processor")
+
+    before = signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, HANGS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +72,8 @@ def test_every_case_ends_in_success_or_one_line(name, tmp_path):
     def each(case: bytes) -> None:
         folder = tmp_path / str(sum(ends.values()))
         folder.mkdir(exist_ok=True)
-        began = time.process_time()
-        ends[verdict(target, case, folder)] += 1
-        assert time.process_time() - began < SECONDS
+        with no_hang():
+            ends[verdict(target, case, folder)] += 1
 
     each()
     assert sum(ends.values()) > 0
@@ -66,9 +86,8 @@ def test_every_case_ends_in_success_or_one_line(name, tmp_path):
 def test_what_failed_once_is_refused_in_a_line(path, tmp_path):
     name = path.parent.name.replace("_", " ")
     target = next(target for target in TARGETS.values() if target.name.replace("_", " ") == name)
-    began = time.process_time()
-    verdict(target, path.read_bytes(), tmp_path)
-    assert time.process_time() - began < SECONDS
+    with no_hang():
+        verdict(target, path.read_bytes(), tmp_path)
 
 
 def test_stored_cases_have_a_target_and_the_name_of_their_content():

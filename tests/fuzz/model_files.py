@@ -17,6 +17,7 @@ from fuzz.making import changed, deep, mutated, written
 from fuzz.target import Target
 from gradalign.builtin import builtin_path
 from gradalign.models import LoadOptions, load_model
+from gradalign.models.spelling import spelling_of
 
 _SMALL = builtin_path("students") / "small"
 
@@ -121,9 +122,50 @@ def _small_file(name: str) -> bytes:
 
 
 def _json_target(name: str, share: float) -> Target:
+    return Target(name, _whole_cases(name), _instead(name), share, [_small_file(name)], guided=False)
+
+
+def _whole_cases(name: str) -> st.SearchStrategy[bytes]:
     whole = _small_file(name)
-    cases = st.one_of(changed([json.loads(whole)]), changed([json.loads(whole)]), mutated([whole]), deep())
-    return Target(name, cases, _instead(name), share, [whole], guided=False)
+    return st.one_of(changed([json.loads(whole)]), changed([json.loads(whole)]), mutated([whole]), deep())
+
+
+def _spelled(case: bytes, folder: Path) -> None:
+    """The case is a tokenizer.json whose tokens are spelled, as they are when two tokenizers are aligned."""
+    _instead("tokenizer.json")(case, folder)
+    spelling = spelling_of(load_model(str(folder / "model"), LoadOptions(device="cpu")).codec)
+    spelling.write([b"12 + 3", b"\xff", b""])
+
+
+@cache
+def _adapter() -> Path:
+    """A whole adapter over the small student, as peft saves it."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    place = Path(tempfile.mkdtemp(prefix="gradalign-fuzz-adapter-"))
+    chosen = peft.LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(_SMALL), chosen).save_pretrained(place)
+    return place
+
+
+def _adapted(name: str) -> Callable[[bytes, Path], None]:
+    """Load the small student under an adapter with the case in the place of one of its files."""
+
+    def read(case: bytes, folder: Path) -> None:
+        place = folder / "adapter"
+        place.mkdir()
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            (place / file).write_bytes(case if file == name else (_adapter() / file).read_bytes())
+        _loaded(str(place))
+
+    return read
+
+
+def _adapter_cases(name: str) -> st.SearchStrategy[bytes]:
+    whole = (_adapter() / name).read_bytes()
+    documents = changed([json.loads(whole)]) if name.endswith(".json") else mutated([whole], 2)
+    return st.one_of(documents, mutated([whole]), deep())
 
 
 def _head() -> bytes:
@@ -142,6 +184,11 @@ TARGETS = [
     _json_target("generation_config.json", 0.8),
     _json_target("tokenizer_config.json", 0.8),
     _json_target("tokenizer.json", 0.8),
+    Target("spelling", _whole_cases("tokenizer.json"), _spelled, 0.8, guided=False),
+    *(
+        Target(name, st.deferred(lambda name=name: _adapter_cases(name)), _adapted(name), 0.8, guided=False)
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    ),
     Target(
         "safetensors", st.one_of(changed([_safetensors()[0]], _with_length), mutated([_head()], 3)), _weights, 1.2, guided=False
     ),

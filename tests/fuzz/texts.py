@@ -24,6 +24,7 @@ from gradalign.store.places import place_of
 from gradalign.types import GradalignError, Question
 
 _CONTEXTS = ("none", "correct_demo", "correct_wrong_demo", "wrong_demo", "summary", "reference", "answer")
+_PLACES = (":system", ":before", ":after")
 _OBJECTIVES = ("reverse_kl", "gkd", "forward_kl", "jsd", "sampled_kl", "minillm", "pbsd_target", "pbsd", "dr_grpo", "success")
 _MODELS = (
     "builtin:small",
@@ -93,13 +94,13 @@ def _configurations(path: Path) -> None:
 def _settings(case: bytes, folder: Path) -> None:
     """A run's settings together, and the folder that they would be written to."""
     texts = decoded(case).split("\n")
-    texts += [""] * (6 - len(texts))
+    texts += [""] * (len(_RIGHT) - len(texts))
     config = configure(texts[0], texts[1], (texts[2],), (texts[3],))
     place = default_folder(config)
     if ".." in place.parts or place.is_absolute() or len(place.name.encode()) > 255:
         raise AssertionError(f"settings lead to {place}")
     Effort(parse_budget(texts[4]))
-    Execution(engine=texts[5], place=(texts[2],))
+    Execution(engine=texts[5], load=texts[6])
 
 
 def _context(case: bytes, folder: Path) -> None:
@@ -254,14 +255,16 @@ def _refused_as_numbers(parse: Callable[[str], Any]) -> Callable[[str], None]:
     return check
 
 
+_SETTINGS = (*_CONTEXTS, *_PLACES, *_MODELS, "ctx:", "model:", "64", *_OBJECTIVES, "in-turn", "auto")
+_RIGHT = (b"builtin:arithmetic", b"builtin:small", b"ctx:answer", b"reverse_kl", b"64", b"auto", b"together")
 _LINES = [_lines(record) for record in _RECORDS]
 TARGETS = [
     Target(
         "teacher",
-        words("ctx:", "model:", "+", "@", ":", *_CONTEXTS, *_MODELS),
+        words("ctx:", "model:", "+", "@", ":", "mine.j2", *_CONTEXTS, *_PLACES, *_MODELS),
         _argument(_checked_teacher),
         6,
-        [b"ctx:correct_demo@model:x/y", b"server:http://h#m+ctx:answer"],
+        [b"ctx:correct_demo@model:x/y", b"server:http://h#m+ctx:answer", b"ctx:answer:system"],
     ),
     Target(
         "objective",
@@ -301,10 +304,10 @@ TARGETS = [
     ),
     Target(
         "model name",
-        words(*_MODELS, "/", "~", "..", "Qwen", "smal"),
+        words(*_MODELS, "/", "~", "..", "Qwen", "smal", "@", "@main", "@0123456789abcdef"),
         _argument(resolve_model),
         5,
-        [b"Qwen3-0.6", b"builtin:smal"],
+        [b"Qwen3-0.6", b"builtin:smal", b"org/name@v1.0", b"builtin:small@main"],
     ),
     Target(
         "place of a run",
@@ -324,14 +327,10 @@ TARGETS = [
     ),
     Target(
         "settings",
-        st.lists(
-            st.one_of(words(*_CONTEXTS, *_MODELS, "ctx:", "model:", "64", *_OBJECTIVES), st.just(b"builtin:small")),
-            min_size=6,
-            max_size=6,
-        ).map(b"\n".join),
+        st.tuples(*(st.one_of(*[st.just(right)] * 4, words(*_SETTINGS)) for right in _RIGHT)).map(b"\n".join),
         _settings,
         4,
-        [b"builtin:arithmetic\nbuiltin:small\nctx:answer\nreverse_kl\n64\nauto"],
+        [b"\n".join(_RIGHT)],
     ),
     Target(
         "questions jsonl",
