@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_endpoint import served
 from hostile import QUESTION, TEACHER, TEXT, WORDS, hostile_run, is_clean
 from test_cli import TINY
 
@@ -209,6 +210,15 @@ def test_secrets_are_kept_nowhere(gradalign, tmp_path, monkeypatch):
     assert "canary" not in told
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"canary" in path.read_bytes()]
     assert kept == []
+
+
+def test_a_file_of_somebody_elses_takes_no_key(gradalign, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADALIGN_API_KEY", "right-key")
+    with served(small, key="right-key") as fake:
+        (tmp_path / "c.yaml").write_text(f"- {{name: a, teacher: '{fake.name}', objective: reverse_kl}}\n", encoding="utf-8")
+        code, _, err = gradalign("score", *TINY, "--configs", "c.yaml", "--out", "r")
+    assert code == 2
+    assert "gets none since only a file names it" in " ".join(err.split())
 
 
 @pytest.mark.parametrize("address", ["s3://key:hunter2@bucket/run", "memory://hunter2@x/y", "https://me:hunter2@host/run"])

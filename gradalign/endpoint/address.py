@@ -18,6 +18,12 @@ class Address:
     model: str | None = None
 
     @property
+    def origin(self) -> str:
+        """The server alone, as a key is bound to it."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}".lower()
+
+    @property
     def root(self) -> str:
         """The server without the version, where what is beside the API lies."""
         return self.url.rpartition("/")[0]

@@ -99,7 +99,7 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
     for name, differing in strangers.items():
         others[name] = _aligned(name, loaded, others[name], differing, config)
     for name in served_names:
-        others[name] = _served(name, loaded, shared, config, name in teaching)
+        others[name] = _served(name, loaded, shared, config, name in teaching, name not in execution.unnamed)
     remarks += opening_notices(loaded, {name: member.model for name, member in others.items()}, teachers)
     engine = student_engine(
         execution.engine, loaded, execution.batch_size, execution.tensor_parallel
@@ -134,11 +134,11 @@ def _load(name: str, options: LoadOptions, turn: Turn | None) -> Member:
     return Member(loaded, HFEngine(model, loaded.codec.stop_ids, options.batch_size))
 
 
-def _served(name: str, student: LoadedModel, options: LoadOptions, config: RunConfig, teaches: bool) -> Member:
+def _served(name: str, student: LoadedModel, options: LoadOptions, config: RunConfig, teaches: bool, named: bool) -> Member:
     from gradalign.engines.server import ServerEngine  # needs the extra `server`
     from gradalign.models.served import ServedModel, load_served
 
-    loaded = load_served(name, student, options, config.teacher_top_k, teaches)
+    loaded = load_served(name, student, options, config.teacher_top_k, teaches, named)
     model = loaded.language_model
     assert isinstance(model, ServedModel)
     span = model.vocabulary_size

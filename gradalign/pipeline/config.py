@@ -161,6 +161,8 @@ class Execution:
     `load` says whether external teachers that share a device are in memory `together` or `in-turn`; `auto` is in turn where
     they would not fit.
 
+    `unnamed` are served models that only a file names, and not the user: no key of the environment goes to them.
+
     `executor` is `local` (this process) or `ray`: `workers` workers (None: as many as there is room for), each with `worker_cpus` CPUs and
     `worker_gpus` GPUs (None: one, if the cluster has any; fractions share one), over the cluster at `address` (None: this machine).
     """
@@ -176,6 +178,7 @@ class Execution:
     worker_gpus: float | None = None
     address: str | None = None
     load: str = "auto"
+    unnamed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.load not in ("auto", "together", "in-turn"):
