@@ -9,10 +9,12 @@ import pytest
 import torch
 from fake_endpoint import served
 from hostile import QUESTION, TEACHER, TEXT, WORDS, hostile_run, is_clean
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from test_cli import TINY
 
 from gradalign import load_run
 from gradalign.builtin import builtin_path
+from gradalign.deadline import templates_end
 from gradalign.models import LoadOptions, load_model
 from gradalign.store.places import place_of
 from gradalign.types import GradalignError
@@ -104,6 +106,20 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path):
     with pytest.raises(GradalignError, match="--trust-remote-code runs it"):
         load_model(str(folder), LoadOptions(device="cpu"))
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ lipsum(n=1000000000) }}",
+        "{{ [1, 2]|slice(1000000000)|list }}",  # computed as the template is compiled, where Jinja drops what is raised
+        "{{ range(99999)|map('string')|map('center', 4000)|map('wordwrap', 2)|list }}",
+    ],
+)
+def test_templates_end(source):
+    with pytest.raises(TimeoutError, match=r"longer than 0\.05 s"), templates_end(0.05):
+        ImmutableSandboxedEnvironment().from_string(source).render()
 
 
 IDS = (

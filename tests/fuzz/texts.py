@@ -16,6 +16,7 @@ from gradalign.configurations import load_configurations, parse_questions, parse
 from gradalign.contexts import Material, needed_material, parse_teacher, render_context
 from gradalign.endpoint import parse_address
 from gradalign.models import ChatCodec, LoadOptions, load_model, read_placement, resolve_model
+from gradalign.models.span import turn_tokens
 from gradalign.objectives import parse_objective
 from gradalign.pipeline import Effort, Execution, parse_budget
 from gradalign.plugins import imported
@@ -120,12 +121,14 @@ def _small() -> ChatCodec:
 
 
 def _chat(case: bytes, folder: Path) -> None:
-    """A chat template as it comes with a model, to the ids of a prompt."""
+    """A chat template as it comes with a model, to the ids of a prompt and of a finished turn."""
     codec = _small()
     before = codec.tokenizer.chat_template
     codec.tokenizer.chat_template = decoded(case)
     try:
-        ChatCodec(codec.tokenizer, codec.name, codec.stop_ids).prompt("What is {{ 2 }}? <|im_end|>")
+        found = ChatCodec(codec.tokenizer, codec.name, codec.stop_ids)
+        found.prompt("What is {{ 2 }}? <|im_end|>")
+        turn_tokens(found)
     finally:
         codec.tokenizer.chat_template = before
 
@@ -195,6 +198,8 @@ _BLOCKS = (
     "{{ 1/0 }}",
     "{% raw %}",
     "{{ namespace(a=1).a }}",
+    "{{ lipsum(n=1000000000) }}",
+    "{{ [1, 2]|slice(1000000000)|list }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "text",
 )
@@ -204,6 +209,7 @@ _CHAT = (
     "{{ message.role }}",
     "<|im_start|>",
     "{% if add_generation_prompt %}",
+    "{% if messages[-1].role == 'assistant' %}",
     "{{ raise_exception('no\nway\x1b[2J') }}",
     "{{ strftime_now('%Y') }}",
     "{% generation %}",
