@@ -14,8 +14,10 @@ from gradalign.findings import rank
 from gradalign.models import LoadedModel
 from gradalign.objectives import After, NodeSignals, ideal_direction, parse_objective
 from gradalign.pipeline import Budget, Cast, Effort, Member, RunConfig
+from gradalign.pipeline.group import _cast_teachers
+from gradalign.pipeline.rows import QuestionResult
 from gradalign.testbed import TabularCodec, TabularModel
-from gradalign.types import REWARDS, GradalignError, Question, TeacherSpec
+from gradalign.types import REWARDS, Completion, GradalignError, Grade, Question, Rollout, TeacherSpec
 
 TEACHERS = {"model:better": 3.0, "model:worse": -3.0, "model:same": 0.0}
 
@@ -41,6 +43,21 @@ def config_for(count: int, **changes) -> RunConfig:
     settings = {"rollouts": 16, "max_tokens": 4, "demonstrations": 1, "part_size": 50} | changes
     objectives = ("reverse_kl", "forward_kl", "jsd:0.5", "sampled_kl")
     return RunConfig("tabular", f"{count} questions", tuple(TEACHERS), objectives, **settings)
+
+
+@pytest.mark.parametrize(
+    ("objective", "taught", "fits"),
+    [("reverse_kl", 0, True), ("success", 0, True), ("minillm:1", 0, False), ("pbsd:1", 2, False)],
+)
+def test_teachers_that_read_targeted_rollouts_have_room_for_the_longest(tabular, objective, taught, fits):
+    """Base rollouts ended after two tokens; targeted ones may have four, which the teacher's window does not hold."""
+    cast = cast_of(tabular, ["model:better"])
+    cast.others["better"].model.language_model.context_window = 3
+    completion = Completion(0, 0, np.array([0, 1]), np.zeros(2), "stop")
+    result = QuestionResult(questions(1)[0], 0, [Rollout(0, completion, "", Grade(1.0, "right", "yes"))])
+    objectives = tuple(dict.fromkeys(("reverse_kl", objective)))
+    _cast_teachers([result], cast, replace(config_for(1), objectives=objectives, teacher_rollouts=taught))
+    assert bool(result.prompts) == fits
 
 
 @pytest.fixture(scope="module")

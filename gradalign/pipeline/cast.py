@@ -24,7 +24,7 @@ from gradalign.models import (
 )
 from gradalign.models.span import shared_span
 from gradalign.objectives import parse_objective
-from gradalign.pipeline.config import Execution, RunConfig
+from gradalign.pipeline.config import Execution, RunConfig, sums_logprobs
 from gradalign.pipeline.openings import opening_notices
 from gradalign.types import GradalignError, TeacherSpec
 
@@ -164,7 +164,7 @@ def _aligned(name: str, student: LoadedModel, member: Member, differing: int, co
     """A teacher with another tokenizer over the student's tokens, aligned by text."""
     from gradalign.models.cross import cross_tokenizer
 
-    summing = [spec for spec in config.objectives if _sums_logprobs(spec)]
+    summing = [spec for spec in config.objectives if sums_logprobs(spec)]
     if summing:
         raise GradalignError(
             f"objective {summing[0]} sums a teacher's log-probabilities over whole rollouts, and {name}, which has another tokenizer, does "
@@ -183,8 +183,3 @@ def _aligned(name: str, student: LoadedModel, member: Member, differing: int, co
         f"by the text that they write, and {rough} are approximate (the column `tail` says what is untold)"
     )
     return replace(member, model=replace(aligned, notices=(*aligned.notices, notice)))
-
-
-def _sums_logprobs(spec: str) -> bool:
-    outcome = parse_objective(spec).outcome
-    return outcome is not None and outcome.kind in ("future_return", "pair_weight")

@@ -142,6 +142,12 @@ def needs_teacher_rollouts(spec: str) -> bool:
     return outcome is not None and outcome.kind == "pair_weight"
 
 
+def sums_logprobs(spec: str) -> bool:
+    """Does the objective sum a teacher's log-probabilities over rollouts to their end, targeted ones among them?"""
+    outcome = parse_objective(spec).outcome
+    return outcome is not None and outcome.kind in ("future_return", "pair_weight")
+
+
 _LEAST = {
     "limit": 1, "teacher_rollouts": 0, "rollouts": 1, "demonstrations": 1, "replicates": 1, "candidates": 2, "min_visits": 2,
     "max_tokens": 1, "part_size": 1, "teacher_top_k": 1, "context_tokens": 1, "sample": 1, "filter_rollouts": 1,
