@@ -31,7 +31,8 @@ GUIDED = 1 / 3  # of the cases of a target that libFuzzer can guide
 _START = 180.0  # seconds until the first case, imports and a first run included
 _ROUND = 500
 _VERDICTS = ("success", "refused", "failed")
-_COUNTED = ("cases", *_VERDICTS, "hypothesis", "libfuzzer")
+_APART = ("not read", "wanted")  # what reached no parser, and how many cases were asked for
+_COUNTED = ("cases", *_VERDICTS, *_APART, "hypothesis", "libfuzzer")
 Piece = tuple[str, str, int, int]  # target, maker, cases, seed
 
 
@@ -82,8 +83,8 @@ class Campaign:
             found = targets.setdefault(done["target"], dict.fromkeys((*_COUNTED, "slowest"), 0))
             found["cases"] += sum(done[verdict] for verdict in _VERDICTS)
             found[done["maker"]] += sum(done[verdict] for verdict in _VERDICTS)
-            for verdict in _VERDICTS:
-                found[verdict] += done[verdict]
+            for key in (*_VERDICTS, *_APART):
+                found[key] += done[key]
             found["slowest"] = max(found["slowest"], done["slowest"])
         total = {key: sum(found[key] for found in targets.values()) for key in _COUNTED}
         seconds = round(sum(done["seconds"] for done in self.done))
@@ -120,7 +121,15 @@ class Campaign:
         """Run a piece, and count."""
         name, maker, count, seed = piece
         began = time.monotonic()
-        counts: dict[str, Any] = {"target": name, "maker": maker, "seed": seed, **dict.fromkeys((*_VERDICTS, "slowest"), 0)}
+        counts: dict[str, Any] = {
+            "target": name,
+            "maker": maker,
+            "seed": seed,
+            **dict.fromkeys((*_VERDICTS, *_APART, "slowest"), 0),
+        }
+        counts["wanted"] = count
+        if maker == "libfuzzer":
+            worker.end()  # modules that are imported already cannot be instrumented any more
         for verdict, case, seconds, said in worker.work(name, maker, count, seed):
             counts[verdict] += 1
             counts["slowest"] = max(counts["slowest"], round(seconds, 3))
@@ -168,8 +177,17 @@ def main() -> int:
 
     campaign = Campaign(options.seed, options.out)
     campaign.run(shares(options.cases, options.targets or list(TARGETS), options.seed), options.workers)
-    print(json.dumps(campaign.figures(), indent=1))
-    return 1 if campaign.failures else 0
+    figures = campaign.figures()
+    print(json.dumps(figures, indent=1))
+    return wrong(figures)
+
+
+def wrong(figures: dict[str, Any]) -> int:
+    """The exit code of a campaign: 1 where cases failed, in this process or in one before, or where a target had too few."""
+    short = [name for name, found in figures["targets"].items() if found["cases"] + found["not read"] < found["wanted"]]
+    for name in short:
+        print(f"{name}: fewer cases than wanted", flush=True)
+    return 1 if short or figures["total"]["failed"] else 0
 
 
 if __name__ == "__main__":

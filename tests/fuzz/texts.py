@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from fuzz.making import changed, decoded, deep, hostile_text, mutated, objects, words, written
-from fuzz.target import Target
+from fuzz.target import NotRead, Target
 from gradalign.api import configure, default_folder
 from gradalign.builtin import builtin_path
 from gradalign.configurations import load_configurations, parse_questions, parse_tokens
@@ -114,7 +114,8 @@ def _context(case: bytes, folder: Path) -> None:
 
 
 @cache
-def _small() -> ChatCodec:
+def small_codec() -> ChatCodec:
+    """The codec of the smallest built-in student."""
     codec = load_model("builtin:small", LoadOptions(device="cpu")).codec
     assert isinstance(codec, ChatCodec)
     return codec
@@ -122,7 +123,7 @@ def _small() -> ChatCodec:
 
 def _chat(case: bytes, folder: Path) -> None:
     """A chat template as it comes with a model, to the ids of a prompt and of a finished turn."""
-    codec = _small()
+    codec = small_codec()
     before = codec.tokenizer.chat_template
     codec.tokenizer.chat_template = decoded(case)
     try:
@@ -148,8 +149,9 @@ _ANSWERS = {"numeric": "1234.5", "boolean": "yes", "choice": "A", "exact": "a b"
 def _place(case: bytes, folder: Path) -> None:
     """Where a run is to lie; nothing is opened."""
     text = decoded(case)
-    if not text.startswith(("http", "s3", "gs", "ftp", "ssh", "sftp", "hdfs", "abfs", "az", "github")):
-        place_of(text)
+    if text.startswith(("http", "s3", "gs", "ftp", "ssh", "sftp", "hdfs", "abfs", "az", "github")):
+        raise NotRead
+    place_of(text)
 
 
 def _plugin(case: bytes, folder: Path) -> None:
@@ -313,7 +315,7 @@ TARGETS = [
         words(*_MODELS, "/", "~", "..", "Qwen", "smal", "@", "@main", "@0123456789abcdef"),
         _argument(resolve_model),
         5,
-        [b"Qwen3-0.6", b"builtin:smal", b"org/name@v1.0", b"builtin:small@main"],
+        [b"org/name@v1.0", b"Qwen3-0.6", b"builtin:smal", b"builtin:small@main"],
     ),
     Target(
         "place of a run",
@@ -343,7 +345,7 @@ TARGETS = [
         st.one_of(objects(_QUESTION).map(_lines), changed(_RECORDS, _lines), mutated([*_LINES, _builtin_lines()]), deep()),
         _file("q.jsonl", lambda path: load_questions(str(path))),
         8,
-        [*_LINES, _builtin_lines()],
+        [_builtin_lines(), *_LINES],
     ),
     Target(
         "answers",
