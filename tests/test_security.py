@@ -14,8 +14,10 @@ from test_cli import TINY
 
 from gradalign import load_run
 from gradalign.builtin import builtin_path
+from gradalign.contexts import parse_teacher
 from gradalign.deadline import templates_end
-from gradalign.models import LoadOptions, load_model
+from gradalign.models import LoadOptions, load_model, resolve_model
+from gradalign.pipeline import Execution, RunConfig
 from gradalign.store.places import place_of
 from gradalign.types import GradalignError
 
@@ -237,8 +239,38 @@ def test_a_file_of_somebody_elses_takes_no_key(gradalign, small, tmp_path, monke
     assert "gets none since only a file names it" in " ".join(err.split())
 
 
-@pytest.mark.parametrize("address", ["s3://key:hunter2@bucket/run", "memory://hunter2@x/y", "https://me:hunter2@host/run"])
-def test_an_address_of_a_run_holds_no_secret(address):
-    with pytest.raises(GradalignError, match="environment") as caught:
-        place_of(address)
+ADDRESSES = (
+    "s3://key:hunter2@bucket/run",
+    "memory://hunter2@x/y",
+    "https://me:hunter2@host/run",
+    "S3://KEY:hunter2@bucket/run",
+    "filecache::s3://KEY:hunter2@bucket/run",
+    "s3://bucket/run?X-Amz-Security-Token=hunter2",
+    "https://me:hunter2@huggingface.co/o/m@main",
+)
+TAKERS = {
+    "a run": place_of,
+    "a model": resolve_model,
+    "a student": lambda text: RunConfig(text, "builtin:arithmetic", ("ctx:answer",)),
+    "a question set": lambda text: RunConfig("builtin:small", text, ("ctx:answer",)),
+    "a teacher": lambda text: parse_teacher(f"model:{text}+ctx:answer"),
+    "no teacher": parse_teacher,
+    "a source": lambda text: parse_teacher(f"ctx:correct_demo@model:{text}"),
+    "a cluster": lambda text: Execution(executor="ray", address=text),
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("thing", TAKERS)
+def test_an_address_holds_no_secret(address, thing):
+    with pytest.raises(GradalignError, match=r"may hold no user, password or query; give the key as [A-Z_]+") as caught:
+        TAKERS[thing](address)
     assert "hunter2" not in str(caught.value)
+
+
+def test_addresses_without_secrets_are_taken():
+    assert str(place_of("memory://bucket/a@b")) == "memory://bucket/a@b"
+    assert resolve_model("org/name@v1").revision == "v1"
+    assert Execution(executor="ray", address="ray://head:10001").address == "ray://head:10001"
+    with pytest.raises(GradalignError, match="cannot be reached"):  # and no folder of that name
+        place_of("NOWHERE://bucket/run")

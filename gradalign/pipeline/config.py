@@ -6,7 +6,7 @@ from typing import Any
 
 from gradalign.configurations import parse_tokens
 from gradalign.contexts import parse_teacher
-from gradalign.endpoint import PREFIX, parse_address
+from gradalign.endpoint import PREFIX, parse_address, require_no_secret
 from gradalign.models import read_placement
 from gradalign.objectives import parse_objective
 from gradalign.pipeline.pass_rates import parse_filter
@@ -69,6 +69,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense, in a line each."""
+        if not self.student.startswith(PREFIX):
+            require_no_secret(self.student, "a model", "HF_TOKEN")
+        require_no_secret(self.questions, "a question set", "HF_TOKEN")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -197,6 +200,7 @@ class Execution:
                 raise GradalignError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.engine.startswith(PREFIX):
             parse_address(self.engine)
+        require_no_secret(self.address or "", "a cluster", "RAY_AUTH_TOKEN")
         read_placement(self.place)
         if self.executor not in ("local", "ray"):
             raise GradalignError(f"unknown executor {self.executor!r}; choose local or ray")

@@ -319,7 +319,7 @@ TARGETS = [
     ),
     Target(
         "place of a run",
-        words("runs/", "memory://", "s3:", "file://", "~", "x", "local://", "::", "zip"),
+        words("runs/", "memory://", "s3:", "file://", "~", "x", "local://", "::", "zip", "@", "?", "MEMORY://"),
         _place,
         3,
         [b"memory://a/b"],
