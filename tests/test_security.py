@@ -1,7 +1,9 @@
 """What SECURITY.md promises: nothing that is read is run, ids stay in their folder, terminals obey nothing, secrets are not kept."""
 
 import ast
+import io
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from fake_endpoint import served
 from hostile import QUESTION, TEACHER, TEXT, WORDS, hostile_run, is_clean
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from safetensors.torch import load_file, save_file
 from test_cli import TINY
 
 from gradalign import load_run
@@ -108,6 +111,17 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path):
     with pytest.raises(GradalignError, match="--trust-remote-code runs it"):
         load_model(str(folder), LoadOptions(device="cpu"))
     assert not (tmp_path / "owned").exists()
+
+
+def test_what_transformers_says_of_a_file_is_shown_as_text(tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(builtin_path("students") / "small", tmp_path / "named"))
+    tensors = load_file(folder / "model.safetensors") | {name: torch.zeros(1) for name in ("\x1bc", "x\x9b2J", "\x1b[31mred")}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    handler, said = logging.getLogger("transformers").handlers[0], io.StringIO()
+    monkeypatch.setattr(handler, "stream", said)
+    load_model(str(folder), LoadOptions(device="cpu"))
+    assert "\ufffdc" in said.getvalue()
+    assert is_clean(said.getvalue())
 
 
 @pytest.mark.parametrize(

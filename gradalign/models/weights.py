@@ -3,6 +3,7 @@
 Knows nothing of forward passes. Pickled weights (`.bin`, `.pt`) are refused, whatever restricted unpicklers promise.
 """
 
+import logging
 import shutil
 import tempfile
 import weakref
@@ -25,12 +26,15 @@ from gradalign.models.names import ModelSource
 from gradalign.models.placement import SHARD
 from gradalign.models.plausible import require_plausible
 from gradalign.types import GradalignError
+from gradalign.visible import VisibleLogs
 
 DTYPES = ("float32", "bfloat16", "float16")
 _PACKAGES = {
     "bitsandbytes": "'gradalign[quantized]'", "torchao": "'gradalign[quantized]'", "gptq": "gptqmodel", "awq": "gptqmodel",
     "quanto": "optimum-quanto", "auto-round": "auto-round", "fp8": "accelerate",
 }  # fmt: skip
+for _handler in logging.getLogger("transformers").handlers:  # it names tensors and settings that it did not expect
+    _handler.addFilter(VisibleLogs())
 
 
 @dataclass(frozen=True)
