@@ -168,6 +168,24 @@ def test_damaged_configurations_are_one_line(copy, text):
     refused(copy, "could not be loaded")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "mpt", "n_layers": 10**9},
+        {"model_type": "gpt_neo", "num_layers": 10**9},
+        {"model_type": "gpt_neo", "attention_types": [[["global", "local"], 10**9]]},
+        {"model_type": "opt", "ffn_dim": 10**9},
+        {"model_type": "bloom", "n_head": 10**9},
+        {"model_type": "gemma3", "text_config": {"hidden_size": 10**9}},
+        {"model_type": "gpt2", "n_layer": 9_000, "n_embd": 10**6, "n_head": 1},  # each is a size, all together are none
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_sizes_that_no_model_has_are_refused(copy, config):
+    (copy / "config.json").write_text(json.dumps(config))
+    refused(copy, "by its config.json; check that its files are whole")
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(100), b"GGUF\x03\0\0\0" + b"\xff" * 200])
 def test_damaged_gguf_files_are_one_line(tmp_path, content):
     file = tmp_path / "broken.gguf"

@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from gradalign.models.names import ModelSource
 from gradalign.models.placement import SHARD
-from gradalign.models.plausible import require_plausible
+from gradalign.models.plausible import require_plausible, sizes_of
 from gradalign.types import GradalignError
 from gradalign.visible import VisibleLogs
 
@@ -78,6 +78,7 @@ def read_config(source: ModelSource, options: LoadOptions) -> PreTrainedConfig:
                 "of the file, or allow it with --trust-remote-code"
             )
         config = AutoConfig.from_pretrained(source.location, **files)
+        require_plausible(sizes_of(config), source.name)
     except GradalignError:
         raise
     except Exception as error:
