@@ -1,5 +1,6 @@
 """Where a prompt ends and the student's tokens begin, over the chat formats of model families: the same for student and teachers."""
 
+from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 
@@ -113,6 +114,39 @@ def test_thinking_is_the_same_switch_on_both_sides_and_moves_the_boundary():
     assert off.switches()
     assert off.boundary("x")[: len(on.boundary("x"))] == on.boundary("x")
     assert off.shown(off.boundary("x")[len(on.boundary("x")) :]) == "<think>\n\n</think>\n\n"
+
+
+def turned(opens: str):
+    """A codec whose template ends every prompt, asked to or not, with `opens`, which may look at `quiet`."""
+    codec = plain("moody")
+    head = "{%- set quiet = messages[0].role == 'system' and '/quiet' in messages[0].content %}"
+    codec.tokenizer = deepcopy(codec.tokenizer)
+    codec.tokenizer.chat_template = head + "{%- for turn in messages %}[{{ turn.content }}]{%- endfor %}" + opens
+    return codec
+
+
+@pytest.mark.parametrize(
+    "opens",
+    [
+        "{{ '/no' if quiet else '/yes' }}",  # whether it is asked to or not
+        "{%- if add_generation_prompt %}{{ '<think>' if quiet else '' }}go{% endif %}",  # longer, with the same end
+    ],
+)
+def test_openings_that_only_end_alike_are_not_alike(small, opens):
+    model = LoadedModel(small.language_model, turned(opens), "")
+    specs = (TeacherSpec("quiet", "answer", place="system"), TeacherSpec("ctx:answer", "answer"))
+    cast = Cast(Member(model, HFEngine(small.language_model, frozenset())), specs)
+    prompts, skips = teacher_prompts(cast, Question("q", "What?", "/quiet", "exact"), {}, 1)
+    assert [p.teacher.name for p in prompts] == ["ctx:answer"]
+    assert [s.teacher for s in skips] == ["quiet"]
+
+
+def test_an_external_teacher_is_compared_under_the_system_message_that_it_gets(small):
+    opens = "{%- if add_generation_prompt %}{{ 'S' if messages[0].role == 'system' else '' }}go{% endif %}"
+    student, other = (LoadedModel(small.language_model, turned(opens), "") for _ in range(2))
+    for place, count in (("after", 0), ("before", 0), ("system", 1)):
+        specs = [TeacherSpec(name, "answer", model="m", place=place) for name in ("one", "two")]
+        assert len([said for said in opening_notices(student, {"m": other}, specs) if "another opening" in said]) == count
 
 
 def test_an_external_teacher_that_opens_its_answer_otherwise_is_named(small):
