@@ -1,6 +1,7 @@
 """Teachers with another tokenizer: what is told of the student's tokens, against texts whose every probability is known, and in runs."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 import gradalign
 from gradalign.models import LoadOptions, load_model
 from gradalign.models.cross import CrossModel, cross_tokenizer
-from gradalign.models.spelling import spelling_of
+from gradalign.models.spelling import Spelling, spelling_of
 from gradalign.models.translation import Translation
 from gradalign.pipeline import Execution, RunConfig, load_cast
 from gradalign.tails import spread_tail
@@ -53,6 +54,34 @@ def test_the_same_tokenizer_gives_the_teacher_back(words):
     found, truth = told(model, texts), torch.cat(exact.hidden_states((0,), texts))
     assert not found.isnan().any()
     torch.testing.assert_close(found.exp(), truth.exp(), rtol=0, atol=1e-12)
+
+
+def with_byte_tokens(spelling: Spelling) -> Spelling:
+    """The same tokenizer with a token for each byte of the alphabet before its own, which it does not write."""
+    size = len(ALPHABET)
+    surface_V = [*(f"<0x{ord(char):02X}>" for char in ALPHABET), *spelling.surface_V]
+    specials = {token + size: name for token, name in spelling.specials.items()}
+    stops = frozenset(token + size for token in spelling.stops)
+    return Spelling(
+        [*(char.encode() for char in ALPHABET), *spelling.words_V],
+        lambda texts: [[token + size for token in cut] for cut in spelling.cut(texts)],
+        surface_V,
+        specials,
+        stops,
+        max(stops),
+    )
+
+
+def test_of_tokens_that_write_the_same_the_one_is_told_that_the_tokenizer_writes():
+    """SentencePiece has tokens for bytes beside those for characters, and a byte-level teacher names neither as it does."""
+    chain = CharacterChain.random(ALPHABET, 0)
+    exact, teacher = TokenView(chain, CHARACTERS), TokenView(chain, PAIRED)
+    named = replace(teacher.spelling, surface_V=["Ġ" + name for name in teacher.spelling.surface_V])
+    model = CrossModel(teacher, Translation(with_byte_tokens(exact.spelling), named))
+    row, truth = told(model, [np.array([3, 6])])[0].exp().nan_to_num(0.0), exact.next_probabilities([])
+    np.testing.assert_allclose(row, [0, 0, 0, *truth], atol=1e-12)
+    back = Translation(named, with_byte_tokens(exact.spelling))
+    assert back.read([0, 1, 3]).tokens_M.tolist() == [3, 4, 3, 4]  # "a", "b" where the student writes "ab"
 
 
 def test_texts_have_the_same_probability_in_every_vocabulary():

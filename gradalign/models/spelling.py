@@ -34,13 +34,20 @@ class Spelling:
 
     @cached_property
     def words(self) -> Spellings:
-        """Tokens by what they write."""
-        return Spellings(self.words_V)
+        """Tokens by what they write, those that stand for a byte after others that write the same."""
+        last = {token for token, surface in enumerate(self.surface_V) if _BYTE.fullmatch(surface)}
+        return Spellings(self.words_V, last)
 
     def token(self, word: bytes, surface: str) -> int | None:
-        """The token that writes `word`, of several the one of that name."""
+        """The token that writes `word`: of several the one of that name, else the one that the tokenizer writes."""
         found = self.words.exactly(word)
-        return next((token for token in found if self.surface_V[token] == surface), found[0] if found else None)
+        if len(found) < 2:
+            return found[0] if found else None
+        named = [token for token in found if self.surface_V[token] == surface]
+        text = _text(word)
+        written = self.cut([text])[0] if text is not None and not named else []
+        own = written if len(written) == 1 and written[0] in found else []
+        return [*named, *own, *found][0]
 
     def write(self, words: Sequence[bytes]) -> list[list[int] | None]:
         """Each word in tokens, as the tokenizer cuts it where it is text; None where it cannot be written."""
