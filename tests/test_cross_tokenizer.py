@@ -17,7 +17,7 @@ from gradalign.models.cross import CrossModel, cross_tokenizer
 from gradalign.models.spelling import Spelling, spelling_of
 from gradalign.models.translation import Translation
 from gradalign.pipeline import Execution, RunConfig, load_cast
-from gradalign.tails import spread_tail
+from gradalign.tails import spread_shares, spread_tail
 from gradalign.testbed import CharacterChain, TokenView
 from gradalign.types import GradalignError
 
@@ -142,6 +142,19 @@ def test_longer_tokens_are_taken_from_the_longest_before():
     exact, model = world([*ALPHABET, "ab", "abc"], CHARACTERS)
     row, truth = told(model, [np.array([3, 0, 5])])[0].exp(), exact.next_probabilities([])
     np.testing.assert_allclose(row.numpy(), truth, atol=1e-6)
+
+
+@pytest.mark.parametrize("longer", [[], ["abca"]])
+def test_longer_tokens_that_longer_ones_of_the_teacher_begin_are_not_told_in_part(longer):
+    """The teacher's "abc" tells a part of "ab", the rest of which is with "a"; "abca" is with both, and at home with "ab"."""
+    exact, model = world([*CHARACTERS, "ab", *longer], [*CHARACTERS, "abc"])
+    end, truth = exact.vocabulary_size - 1, torch.from_numpy(exact.next_probabilities([]))
+    assert model.home_V.tolist() == [0, 1, 2, 0, *(3 for _ in longer), end]
+    for first, untold in ((2, [3, *(4 for _ in longer)]), (0, [4 for _ in longer])):  # after "a", "b" makes "ab" whole
+        row = told(model, [np.array([first, end])])[:1]
+        assert row.isnan().nonzero()[:, 1].tolist() == untold
+        shared = spread_shares(row, truth.log()[None], model.home_V)[0].exp()
+        torch.testing.assert_close(shared, truth, rtol=0, atol=1e-6)
 
 
 def test_mass_is_never_made():

@@ -69,12 +69,13 @@ class Translation:
         self._crossings: dict[tuple[int, bytes], Crossings] = {}
 
     def _homes(self, cuts: Sequence[list[int] | None]) -> Int[np.ndarray, " V"]:
-        """For each student token the one that has the mass of the first teacher token in its text; itself where there is none."""
+        """For each student token the one that has the mass of the first teacher token in its text; itself where there is none.
+
+        That one is shorter, or writes the same and is at home with itself, so following homes comes to an end.
+        """
         found = [self._back.get(token, cut[0] if cut else -1) for token, cut in enumerate(cuts)]
         home_V = np.array([self.first_V[first] if first >= 0 else -1 for first in found])
-        home_V = np.where(home_V >= 0, home_V, np.arange(len(home_V)))
-        settled = home_V[home_V] == home_V  # a home that is itself a guest has no mass to share
-        return np.where(settled, home_V, np.arange(len(home_V)))
+        return np.where(home_V >= 0, home_V, np.arange(len(home_V)))
 
     def crossings(self, lead: int, written: bytes) -> Crossings:
         """Tokens of the teacher that start with `written` and go on, of which the student's next edge is `lead` bytes from the start.
