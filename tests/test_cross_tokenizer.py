@@ -17,6 +17,7 @@ from gradalign.models.cross import CrossModel, cross_tokenizer
 from gradalign.models.spelling import Spelling, spelling_of
 from gradalign.models.translation import Translation
 from gradalign.pipeline import Execution, RunConfig, load_cast
+from gradalign.spans import Spellings
 from gradalign.tails import spread_shares, spread_tail
 from gradalign.testbed import CharacterChain, TokenView
 from gradalign.types import GradalignError
@@ -82,6 +83,16 @@ def test_of_tokens_that_write_the_same_the_one_is_told_that_the_tokenizer_writes
     np.testing.assert_allclose(row, [0, 0, 0, *truth], atol=1e-12)
     back = Translation(named, with_byte_tokens(exact.spelling))
     assert back.read([0, 1, 3]).tokens_M.tolist() == [3, 4, 3, 4]  # "a", "b" where the student writes "ab"
+
+
+def test_the_same_tokenizer_reads_every_rollout_as_it_stands():
+    """Also where it ends inside a character, and where a tokenizer would not have written such tokens."""
+    words_V = [b"t", b"h", b"th", b"\xf0", b"\x9f", b"\xf0\x9f", b"\xc3", b"\xa9", "é".encode()]
+    spelling = Spelling(words_V, lambda texts: [Spellings(words_V).cut(text.encode()) or [] for text in texts], ["?"] * 9)
+    translation = Translation(spelling, spelling)
+    for size in (1, 2, 3):
+        for rollout in itertools.product(range(len(words_V)), repeat=size):
+            assert translation.read(rollout).tokens_M.tolist() == [*rollout]
 
 
 def test_texts_have_the_same_probability_in_every_vocabulary():

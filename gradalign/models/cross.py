@@ -246,7 +246,7 @@ class CrossModel:
         return Told(states[row_T], *columns).pack()
 
 
-def _levels(home_V: Int64[Tensor, " V"]) -> list[tuple[Int64[Tensor, " G"], Int64[Tensor, " G"]]]:
+def _levels(home_V: Int64[Tensor, " V"]) -> list[tuple[Tensor, Tensor]]:
     """Tokens that are not at home with themselves, and their homes, by how many homes lie above them."""
     at_V = torch.arange(len(home_V))
     above_V = torch.zeros_like(at_V)

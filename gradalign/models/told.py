@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 EXTRAS, MOVES = 32, 32  # most student tokens, at a node, of earlier crossings and of spans; the largest are kept
@@ -77,7 +77,7 @@ def fold_told(
     mass: Float[Tensor, "N V"],
     known: Bool[Tensor, "N V"],
     to_NM: Float[Tensor, "N M"],
-    levels: Sequence[tuple[Int64[Tensor, " G"], Int64[Tensor, " G"]]],
+    levels: Sequence[tuple[Tensor, Tensor]],
 ) -> None:
     """Give the mass of tokens to those that they are at home with, where these are told, and leave the tokens untold.
 

@@ -165,12 +165,14 @@ class Translation:
         return read, True
 
     def _odd(self, tokens: Sequence[int], data: bytes, student_T1: Int[np.ndarray, " T1"]) -> np.ndarray:
-        """Which tokens the student's tokenizer would not have written there."""
-        try:
-            own = self.student.cut([data.decode()])[0]
-        except UnicodeDecodeError:
-            return np.zeros(len(tokens), dtype=bool)
-        places = {*zip(edges_of([self.student.words_V[token] or b"" for token in own]).tolist(), own, strict=False)}
+        """Which tokens the student's tokenizer would not have written there; bytes that are no text it would write one by one."""
+        words_V = self.student.words_V
+        places: set[tuple[int, int]] = set()
+        at = 0
+        for part in readable_parts(data):
+            own = self.student.words.exactly(part)[:1] if isinstance(part, bytes) else self.student.cut([part])[0]
+            places |= {*zip(accumulate((len(words_V[token] or b"") for token in own), initial=at), own, strict=False)}
+            at += len(part) if isinstance(part, bytes) else len(part.encode())
         return np.array([(place, token) not in places for place, token in zip(student_T1.tolist(), tokens, strict=False)])
 
 
