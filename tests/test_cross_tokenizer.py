@@ -95,6 +95,23 @@ def test_the_same_tokenizer_reads_every_rollout_as_it_stands():
             assert translation.read(rollout).tokens_M.tolist() == [*rollout]
 
 
+@pytest.mark.parametrize(("student_words", "teacher_words"), [(CHARACTERS, PAIRED), (PAIRED, CHARACTERS)])
+def test_tokens_that_a_model_has_no_logits_for_are_as_if_they_were_not(student_words, teacher_words):
+    exact, plain = world(student_words, teacher_words)
+
+    def grown(spelling: Spelling) -> Spelling:
+        more = Spellings([*spelling.words_V, b"bc"])
+        surface_V = [*spelling.surface_V, "bc"]
+        return replace(
+            spelling, words_V=more.words_V, surface_V=surface_V, cut=lambda texts: [more.cut(t.encode()) or [] for t in texts]
+        )
+
+    held = [grown(spelling).held(len(spelling.words_V)) for spelling in (plain.translation.student, plain.translation.teacher)]
+    texts = all_texts(exact)
+    found, wanted = (told(model, texts) for model in (CrossModel(plain.inner, Translation(*held)), plain))
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
 def test_texts_have_the_same_probability_in_every_vocabulary():
     chain = CharacterChain.random(ALPHABET, 3)
     for text in ("a", "abca", "cab"):
@@ -224,6 +241,17 @@ def test_tokens_of_several_bytes_and_ends_of_turns(folders):
     own = two.language_model.logprobs(theirs).double().exp()
     stop, mine = [*two.codec.stop_ids], [*one.codec.stop_ids]
     assert found[-1, mine].exp().item() == pytest.approx(own[-1, stop].item(), rel=1e-5)
+
+
+def test_models_with_fewer_logits_than_their_tokenizers_have_tokens(folders):
+    one, two = (load_model(str(folders / name), CPU) for name in ("one", "two"))
+    for loaded in (one, two):
+        loaded.language_model.vocabulary_size -= 20
+    model = cross_tokenizer(one, two).language_model
+    assert model.vocabulary_size == one.language_model.vocabulary_size
+    found = told(model, [np.array(model.translation.student.cut(["there were three others"])[0])])
+    assert (found.exp().nan_to_num(0.0).sum(1) <= 1 + 1e-9).all()
+    assert not found.isnan().all(1).any()
 
 
 def test_text_that_looks_like_a_special_token_is_text(folders):

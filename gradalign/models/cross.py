@@ -54,7 +54,7 @@ class CrossModel:
         self._dtype: torch.dtype | None = None
         self.home_V = torch.from_numpy(translation.home_V)
         self._levels = _levels(self.home_V)
-        mapped = np.flatnonzero(translation.first_V[: inner.vocabulary_size] >= 0)
+        mapped = np.flatnonzero(translation.first_V >= 0)
         self._mapped = torch.from_numpy(mapped)
         self._first = torch.from_numpy(translation.first_V[mapped])
         self.batches = Batches(max(1, _CELLS // (2 * inner.vocabulary_size)), f"aligning {self.name}")
@@ -117,10 +117,7 @@ class CrossModel:
         key = (lead, written)
         if key not in self._numbers:
             self._numbers[key] = len(self._crossings)
-            crossings = self.translation.crossings(lead, written)
-            fits = crossings.teacher_K < self.inner.vocabulary_size
-            ending = [token for token in crossings.ending if token < self.inner.vocabulary_size]
-            self._crossings.append(Crossings(crossings.teacher_K[fits], crossings.student_K[fits], ending))
+            self._crossings.append(self.translation.crossings(lead, written))
         return self._numbers[key]
 
     def _crossed(self, reading: Reading, spine: "_Spine") -> dict[int, list[tuple[int, Crossings]]]:
@@ -335,8 +332,9 @@ def _places(
 
 
 def cross_tokenizer(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
-    """The teacher with its own prompts and text, over the student's vocabulary."""
+    """The teacher with its own prompts and text, over the student's vocabulary: of both the tokens that the models have logits for."""
     assert isinstance(student.codec, ChatCodec)
     assert isinstance(teacher.codec, ChatCodec)
-    translation = Translation(spelling_of(student.codec), spelling_of(teacher.codec))
-    return replace(teacher, language_model=CrossModel(teacher.language_model, translation))
+    ours = spelling_of(student.codec).held(student.language_model.vocabulary_size)
+    theirs = spelling_of(teacher.codec).held(teacher.language_model.vocabulary_size)
+    return replace(teacher, language_model=CrossModel(teacher.language_model, Translation(ours, theirs)))

@@ -59,6 +59,21 @@ class Spelling:
             for word, tokens in zip(words, found, strict=True)
         ]
 
+    def held(self, size: int) -> "Spelling":
+        """The same for a model with `size` logits: texts whose tokens it has not all are cut anew, the longest that fits first."""
+        if size >= len(self.words_V):
+            return self
+
+        def cut(texts: Sequence[str]) -> list[list[int]]:
+            found = zip(texts, self.cut(texts), strict=True)
+            return [own if max(own, default=0) < size else kept.words.cut(text.encode()) or [] for text, own in found]
+
+        specials = {token: name for token, name in self.specials.items() if token < size}
+        stops = frozenset(token for token in self.stops if token < size)
+        end = self.end if self.end in stops else min(stops, default=None)
+        kept = Spelling(self.words_V[:size], cut, self.surface_V[:size], specials, stops, end)
+        return kept
+
     def written(self, tokens: Sequence[int]) -> bytes:
         """What the tokens write together."""
         return b"".join(self.words_V[token] or b"" for token in tokens)
