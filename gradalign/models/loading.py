@@ -35,7 +35,7 @@ def load_model(name: str, options: LoadOptions, turn: Turn | None = None) -> Loa
         tokenizer.chat_template = _read_template(options.chat_template)
     span = vocabulary_span(tokenizer)
     codec = ChatCodec(tokenizer, name, _stop_ids(model, tokenizer), options.thinking)
-    digest = fingerprint(model, tokenizer, None if adapter is None else adapter.digest())
+    digest = fingerprint(model, tokenizer, codec.stop_ids, None if adapter is None else adapter.digest())
     parameters = model.num_parameters()
     changed = "its adapter" if adapter is not None else _quantised_here(source, options)
     origin = Origin(source, options.trust_remote_code, changed, options.device == SHARD)
