@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from gradalign_cli.main import app
-from other_tokenizers import permuted_student, random_model, trained_tokenizer
+from other_tokenizers import byte_fallback_tokenizer, permuted_student, random_model, trained_tokenizer
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import gradalign
-from gradalign.models import LoadOptions, load_model
+from gradalign.models import ChatCodec, LoadOptions, load_model
 from gradalign.models.cross import CrossModel, cross_tokenizer
 from gradalign.models.spelling import Spelling, spelling_of
 from gradalign.models.translation import Translation
@@ -241,6 +241,19 @@ def test_tokens_of_several_bytes_and_ends_of_turns(folders):
     own = two.language_model.logprobs(theirs).double().exp()
     stop, mine = [*two.codec.stop_ids], [*one.codec.stop_ids]
     assert found[-1, mine].exp().item() == pytest.approx(own[-1, stop].item(), rel=1e-5)
+
+
+def test_a_tokenizer_with_bytes_and_marks_for_spaces(folders):
+    """Runs of spaces are added tokens in some (Gemma); a space of a byte-level teacher is not the byte 32 of such a student."""
+    tokenizer = byte_fallback_tokenizer([*"▁abcdefghijklmnopqrstuvwxyz", "▁▁", "th"], ["▁▁"])
+    spelling = spelling_of(ChatCodec(tokenizer, "marked", frozenset({0})))
+    ids = tokenizer.get_vocab()
+    assert spelling.cut(["the  é"]) == [[ids[name] for name in ("th", "e", "▁▁", "<0xC3>", "<0xA9>")]]
+    assert spelling.written(spelling.cut(["the  é"])[0]) == "the  é".encode()
+    teacher = load_model(str(folders / "one"), CPU)
+    theirs = teacher.codec.tokenizer.get_vocab()
+    first_V = Translation(spelling, spelling_of(teacher.codec)).first_V
+    assert [first_V[theirs[name]] for name in "ĠaĊ"] == [ids["▁"], ids["a"], ids["<0x0A>"]]
 
 
 def test_models_with_fewer_logits_than_their_tokenizers_have_tokens(folders):

@@ -92,7 +92,7 @@ def spelling_of(codec: ChatCodec) -> Spelling:
         None
         if index in specials or index in codec.stop_ids
         else added[index].content.encode()
-        if index in added
+        if index in added and spelled is _byte_level  # other decoders treat added tokens as they do the rest
         else spelled(token)
         for index, token in enumerate(surface_V)
     ]
