@@ -34,7 +34,7 @@ def load_model(name: str, options: LoadOptions, turn: Turn | None = None) -> Loa
     if options.chat_template:
         tokenizer.chat_template = _read_template(options.chat_template)
     span = vocabulary_span(tokenizer)
-    codec = ChatCodec(tokenizer, name, _stop_ids(model, tokenizer), options.thinking)
+    codec = ChatCodec(tokenizer, name, _stop_ids(name, model, tokenizer), options.thinking)
     digest = fingerprint(model, tokenizer, codec.stop_ids, None if adapter is None else adapter.digest())
     parameters = model.num_parameters()
     changed = "its adapter" if adapter is not None else _quantised_here(source, options)
@@ -74,7 +74,7 @@ def _read_template(path: str) -> str:
         raise GradalignError(f"chat template {path} cannot be read ({first_line(error)}); check the path") from error
 
 
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _stop_ids(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every token that ends a turn by the model's generation settings, its configuration or its tokenizer."""
     settings = (model.generation_config, model.config.get_text_config(), tokenizer)
     declared = [getattr(source, "eos_token_id", None) for source in settings]
@@ -82,9 +82,9 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     odd = next((token for token in named if not isinstance(token, int)), None)
     if odd is not None:
         raise GradalignError(
-            f"the model names {str(odd)[:50]!r} as its end-of-turn token; set eos_token_id in its generation_config.json"
+            f"model {name!r} names {str(odd)[:50]!r} as its end-of-turn token; set eos_token_id in its generation_config.json"
         )
     ids = set(named)
     if not ids:
-        raise GradalignError("the model names no end-of-turn token; set eos_token_id in its generation_config.json")
+        raise GradalignError(f"model {name!r} names no end-of-turn token; set eos_token_id in its generation_config.json")
     return frozenset(ids)
