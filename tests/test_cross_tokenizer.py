@@ -318,6 +318,18 @@ def test_another_tokenizer_needs_to_be_asked_for(folders):
         assert "\n" not in str(caught.value)
 
 
+def test_a_given_template_is_for_the_tokenizer_of_the_student(folders, tmp_path):
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for message in messages %}Q: {{ message['content'] }}{% endfor %}")
+    name = str(folders / "two")
+    teachers = (f"model:{name}", "model:builtin:medium")
+    config = RunConfig("builtin:small", "builtin:arithmetic", teachers, chat_template=str(file), cross_tokenizer=True)
+    cast = load_cast(config, Execution(device="cpu"))
+    assert cast.others[name].model.codec.prompt("1") == load_model(name, CPU).codec.prompt("1")
+    for codec in (cast.student.model.codec, cast.others["builtin:medium"].model.codec):
+        assert codec.shown(codec.prompt("1")) == "Q: 1"
+
+
 def test_a_permuted_teacher_scores_as_the_same_network(folders, tmp_path):
     """The very strong test: the same run, with the teacher's vocabulary permuted."""
     local = gradalign.score(teachers=["model:builtin:small+ctx:answer"], out=tmp_path / "local", **SETTINGS)

@@ -8,18 +8,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradalign.home import expanded
 from gradalign.models.adapters import find_adapter, read_adapted
 from gradalign.models.causal import CausalLanguageModel, Origin
-from gradalign.models.chat import ChatCodec, vocabulary_span
+from gradalign.models.chat import ChatCodec, differing_tokens, vocabulary_span
 from gradalign.models.fingerprints import fingerprint
 from gradalign.models.names import ModelSource, resolve_model
 from gradalign.models.placement import SHARD
-from gradalign.models.protocol import LoadedModel
+from gradalign.models.protocol import Codec, LoadedModel
 from gradalign.models.turns import InTurn, Turn
 from gradalign.models.weights import LoadOptions, first_line, quantization_method, read_config, read_tokenizer, read_weights
 from gradalign.types import GradalignError
 
 
-def load_model(name: str, options: LoadOptions, turn: Turn | None = None) -> LoadedModel:
-    """The model that `name` means, ready for forward passes; with a `turn` its layers leave memory while another model has it."""
+def load_model(name: str, options: LoadOptions, turn: Turn | None = None, student: Codec | None = None) -> LoadedModel:
+    """The model that `name` means, ready for forward passes; with a `turn` its layers leave memory while another model has it.
+
+    With a `student` the chat template in `options` is for its tokenizer: a model with another one and a template of its own keeps that.
+    """
     source = resolve_model(name)
     if source.kind == "server":
         raise GradalignError(
@@ -31,7 +34,7 @@ def load_model(name: str, options: LoadOptions, turn: Turn | None = None) -> Loa
         turn.clear()
     model = read()
     tokenizer = read_tokenizer(source if adapter is None else adapter.tokenizer, options)
-    if options.chat_template:
+    if options.chat_template and not _keeps_its_template(tokenizer, name, student):
         tokenizer.chat_template = _read_template(options.chat_template)
     span = vocabulary_span(tokenizer)
     codec = ChatCodec(tokenizer, name, _stop_ids(name, model, tokenizer), options.thinking)
@@ -65,6 +68,12 @@ def _quantised_here(source: ModelSource, options: LoadOptions) -> str | None:
     if options.quantize is None or quantization_method(read_config(source, options)) is not None:
         return None
     return f"--quantize {options.quantize}"
+
+
+def _keeps_its_template(tokenizer: PreTrainedTokenizerBase, name: str, student: Codec | None) -> bool:
+    if not (tokenizer.chat_template and isinstance(student, ChatCodec)):
+        return False
+    return bool(differing_tokens(student, ChatCodec(tokenizer, name, frozenset())))
 
 
 def _read_template(path: str) -> str:

@@ -11,6 +11,7 @@ from gradalign.models import (
     STUDENT,
     CausalLanguageModel,
     ChatCodec,
+    Codec,
     LoadedModel,
     LoadOptions,
     Turn,
@@ -91,7 +92,7 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
     )  # fmt: skip
     turns, remarks = _turns(config.student, {name: place[name] for name in local}, shared, execution.load)
     loaded = load_model(config.student, shared)
-    others = {name: _load(name, replace(shared, device=place[name]), turns.get(place[name])) for name in local}
+    others = {name: _load(name, replace(shared, device=place[name]), turns.get(place[name]), loaded.codec) for name in local}
     strangers = _strangers(loaded, {name: others[name].model for name in local if name in teaching}, config)
     fitting = [others[name].model for name in local if name in teaching and name not in strangers]
     span = min((shared_span(loaded, model) for model in fitting), default=loaded.language_model.vocabulary_size)
@@ -127,8 +128,8 @@ def _devices(device: str) -> list[str]:
     return [device]
 
 
-def _load(name: str, options: LoadOptions, turn: Turn | None) -> Member:
-    loaded = load_model(name, options, turn)
+def _load(name: str, options: LoadOptions, turn: Turn | None, student: Codec) -> Member:
+    loaded = load_model(name, options, turn, student)
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
     return Member(loaded, HFEngine(model, loaded.codec.stop_ids, options.batch_size))
