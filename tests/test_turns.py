@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 import gradalign
 from gradalign.engines import HFEngine
 from gradalign.models import LoadOptions, Turn, crowded, load_model, loading, room, turns
+from gradalign.models.cross import cross_tokenizer
 from gradalign.pipeline import Execution, RunConfig, load_cast
 from gradalign.pipeline.survey import _present_first
 from gradalign.types import CompletionRequest, GradalignError
@@ -90,6 +91,14 @@ def test_a_survey_begins_with_the_model_that_is_there():
     assert _present_first([student, one, two, student, one]) == [0, 3, 2, 1, 4]
     one.hidden_states((3, 4), [np.array([5])])
     assert _present_first([student, one, two, student, one]) == [0, 3, 1, 4, 2]
+
+
+def test_a_survey_begins_with_a_teacher_of_another_tokenizer_that_is_there(small):
+    turn = Turn()
+    one, two = (cross_tokenizer(small, load_model("builtin:small", CPU, turn)).language_model for _ in range(2))
+    assert _present_first([small.language_model, one, two]) == [0, 2, 1]
+    one.hidden_states((3, 4), [np.array([5])])
+    assert _present_first([small.language_model, one, two]) == [0, 1, 2]
 
 
 def test_layers_may_wait_in_main_memory_while_there_is_room(monkeypatch, counted):

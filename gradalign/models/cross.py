@@ -59,6 +59,11 @@ class CrossModel:
         self._first = torch.from_numpy(translation.first_V[mapped])
         self.batches = Batches(max(1, _CELLS // (2 * inner.vocabulary_size)), f"aligning {self.name}")
 
+    @property
+    def present(self) -> bool:
+        """Has the teacher its turn in memory?"""
+        return getattr(self.inner, "present", True)
+
     @torch.inference_mode()
     def hidden_states(self, prompt: Sequence[int], continuations: Sequence[np.ndarray]) -> list[Float[Tensor, "T H"]]:
         """What is known (`Told`, packed) at the T places of each continuation; the prompt is in the teacher's tokens."""
