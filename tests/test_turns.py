@@ -138,9 +138,9 @@ def test_samples_are_the_same_in_turn():
     assert found == expected
 
 
-def load(mode: str):
+def load(mode: str, place: tuple[str, ...] = ()):
     config = RunConfig("builtin:small", "builtin:arithmetic", TEACHERS, max_tokens=24)
-    return load_cast(config, Execution(device="cpu", engine="hf", load=mode))
+    return load_cast(config, Execution(device="cpu", engine="hf", load=mode, place=place))
 
 
 def in_turn(cast) -> set[str]:
@@ -158,6 +158,12 @@ def test_auto_looks_at_what_is_free_and_says_so(monkeypatch):
     assert in_turn(load("together")) == set()
     monkeypatch.setattr(room, "free_bytes", lambda device: None)
     assert in_turn(load("auto")) == set()
+
+
+def test_one_device_under_two_names_has_one_turn():
+    cast = load("in-turn", ("builtin:medium=cpu:0", "builtin:large=cpu"))
+    one, two = (member.model.language_model.turn for member in cast.others.values())
+    assert one is two
 
 
 def test_sizes_are_known_before_anything_is_read(monkeypatch):

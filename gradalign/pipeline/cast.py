@@ -8,6 +8,7 @@ import torch
 from gradalign.contexts import parse_teacher
 from gradalign.engines import Engine, HFEngine, student_engine
 from gradalign.models import (
+    SHARD,
     STUDENT,
     CausalLanguageModel,
     ChatCodec,
@@ -24,6 +25,7 @@ from gradalign.models import (
     settle_span,
 )
 from gradalign.models.span import shared_span
+from gradalign.models.weights import device_of
 from gradalign.objectives import parse_objective
 from gradalign.pipeline.config import Execution, RunConfig
 from gradalign.pipeline.openings import opening_notices
@@ -85,7 +87,8 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
     names = sorted(teaching | {spec.source for spec in teachers if spec.source})
     served_names = [name for name in names if resolve_model(name).kind == "server"]
     local = [name for name in names if name not in served_names]
-    place = placed(local, _devices(execution.device), read_placement(execution.place))
+    named = placed(local, _devices(execution.device), read_placement(execution.place))
+    place = {name: _settled(device) for name, device in named.items()}
     shared = LoadOptions(
         place[STUDENT], config.dtype, config.temperature, execution.batch_size, config.chat_template, config.thinking,
         config.attention, config.quantize, config.trust_remote_code,
@@ -126,6 +129,11 @@ def _devices(device: str) -> list[str]:
     if device == "auto" and torch.cuda.device_count() > 1:
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     return [device]
+
+
+def _settled(device: str) -> str:
+    """The one name of a device that has several (auto, cuda, cuda:0)."""
+    return device if device == SHARD else str(torch.empty(1, device=device_of(LoadOptions(device=device))).device)
 
 
 def _load(name: str, options: LoadOptions, turn: Turn | None, student: Codec) -> Member:
