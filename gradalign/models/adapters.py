@@ -59,6 +59,10 @@ def find_adapter(source: ModelSource) -> Adapter | None:
         raise GradalignError(f"adapter {name!r}: {ADAPTER_CONFIG} names no base model ({first_line(error)})") from error
     if settings.get("megatron_config"):
         raise GradalignError(f"adapter {name!r} is for Megatron, and would import a module that it names; {_MERGE}")
+    if settings.get("alora_invocation_tokens") is not None:
+        raise GradalignError(
+            f"adapter {name!r} acts after its invocation tokens alone (aLoRA), which are not looked for; train a LoRA"
+        )
     if _file(source, _WEIGHTS) is None:
         raise GradalignError(
             f"adapter {name!r} has no {_WEIGHTS}; other files can run code when they are opened; save it again with peft"
