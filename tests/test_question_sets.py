@@ -228,6 +228,19 @@ def test_classes_read_by_name_and_hidden_labels_refused(tmp_path):
     plain = parquet(tmp_path / "g.parquet", [{"question": "is it", "passage": "It is.", "idx": 7, "label": 1}])
     (glue,) = load_questions(str(plain))
     assert (glue.id, glue.answer, glue.kind) == ("7", "yes", "boolean")
+    table = tmp_path / "b.csv"
+    table.write_text("question,passage,answer\nis it,It is.,1\nis it not,It is.,0\nhow many,Two.,2\n")
+    assert [(q.answer, q.kind) for q in load_questions(str(table))] == [("yes", "boolean"), ("no", "boolean"), ("2", "numeric")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [("$5", "numeric"), ("5 1/2", "numeric"), ("5 eggs", "numeric"), ("5 or 6", "exact")]
+)
+def test_the_number_behind_gsm8k_s_mark_may_have_a_currency_or_a_unit(tmp_path, answer, kind):
+    file = tmp_path / "g.jsonl"
+    file.write_text(json.dumps({"question": "?", "answer": f"Half of it.\n#### {answer}"}))
+    [question] = load_questions(str(file))
+    assert (question.answer, question.kind) == (answer, kind)
 
 
 CHAT = [
