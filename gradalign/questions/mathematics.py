@@ -94,13 +94,15 @@ def _assigned(text: str) -> str:
     if first is None:
         return text
     rest = text[first.end() :]
+    for _ in range(_MOST_SIDES):  # as in "AB = CD = 5"
+        rest = _ASSIGNED.sub("", rest, count=1) if _ASSIGNED.match(rest) else rest
     return _ALSO.sub(lambda also: " " if also[1][:1] == first[1][:1] else also[0], rest)
 
 
 def _differ_in_case(text: str, target: str) -> bool:
     """Does a letter of one stand in the other in another case only? math-verify takes p and P for the same."""
     said, wanted = ({*_LETTERS.findall(_ENVIRONMENT.sub("", one))} for one in (text, target))
-    return not {letter.swapcase() for letter in said - wanted}.isdisjoint(wanted - said)
+    return not {letter.casefold() for letter in said - wanted}.isdisjoint(letter.casefold() for letter in wanted - said)
 
 
 def _asked(target: str, text: str) -> Mapping[str, Any]:
