@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -29,7 +30,8 @@ from gradalign.models.weights import device_of
 from gradalign.objectives import parse_objective
 from gradalign.pipeline.config import Execution, RunConfig
 from gradalign.pipeline.openings import opening_notices
-from gradalign.types import GradalignError, TeacherSpec
+from gradalign.questions import grade
+from gradalign.types import GradalignError, Grade, Question, TeacherSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,16 @@ class Member:
 
     model: LoadedModel
     engine: Engine
+
+    @cached_property
+    def thinks(self) -> str:
+        """`<think>` where the chat template opens hidden reasoning and leaves it open, so that rollouts begin within it; else nothing."""
+        opening = self.model.codec.shown(self.model.codec.boundary("?"))
+        return "<think>" if opening.rfind("<think>") > opening.rfind("</think>") else ""
+
+    def graded(self, question: Question, text: str) -> Grade:
+        """The grade of a text that the model goes on with behind its prompt."""
+        return grade(question, self.thinks + text)
 
 
 @dataclass(frozen=True, eq=False)
