@@ -14,8 +14,10 @@ from gradalign.models import LoadedModel, LoadOptions, load_model
 from gradalign.models import chat as chat_module
 from gradalign.pipeline import Cast, Member
 from gradalign.pipeline.openings import opening_notices, takes_system
+from gradalign.pipeline.progress import Silent
 from gradalign.pipeline.prompts import teacher_prompts
-from gradalign.pipeline.rollouts import Pool
+from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts
+from gradalign.pipeline.targeted import Branch, _targeted
 from gradalign.questions import grade, stated_answer
 from gradalign.types import Completion, GradalignError, Grade, Message, Question, Rollout, TeacherSpec
 
@@ -210,6 +212,22 @@ def test_reasoning_that_the_prompt_opened_is_neither_graded_nor_shown():
     assert render_context("correct_demo", QUESTION, Material(correct=text)).user.count("41") == 0
     codec = plain("opens_thinking", bos="<|im_start|>")
     assert codec.shown(codec.boundary("x", "s")) == codec.shown(codec.boundary("x")) == "<|Assistant|><think>\n"
+
+
+@pytest.mark.parametrize(("template", "tag"), [("opens_thinking", "<think>"), ("qwen3", ""), ("chatml", "")])
+def test_reasoning_that_the_template_opened_and_the_rollout_did_not_close_is_not_graded(small, monkeypatch, template, tag):
+    codec = plain(template, bos="<|im_start|>")
+    tokens = np.array(codec.ids("Half of it is 42. Answer: 42"))
+    said = Completion(0, 0, tokens, np.zeros(len(tokens)), "length")
+    engine = HFEngine(small.language_model, frozenset())
+    monkeypatch.setattr(engine, "complete", lambda requests: [said])
+    member = Member(LoadedModel(small.language_model, codec, ""), engine)
+    assert member.thinks == tag
+    sampling = Sampling(0, 8, Silent())
+    [[base]] = sample_rollouts(member, [QUESTION], [codec.prompt("?")], "base", 1, sampling)
+    targeted = _targeted(QUESTION, Branch(0, 0, (), None), 0, said, member)
+    assert {base.grade.outcome, targeted.grade.outcome} == {"ungradable" if tag else "right"}
+    assert base.text.startswith("Half")
 
 
 def test_a_demonstration_says_something_beside_its_reasoning():
