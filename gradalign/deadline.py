@@ -22,8 +22,9 @@ class _Late(BaseException):
 def templates_end(seconds: float = SECONDS) -> Iterator[None]:
     """TimeoutError in any Jinja template that is still at work in this thread after so long.
 
-    Loops and macros are stopped at their next line, and so is Python that Jinja calls for them, or as it compiles. One operation that is
-    long in itself, such as the repetition of a text or a power, is not.
+    Loops and macros are stopped at their next line, and so are Jinja's filters and globals, also as it compiles. One operation that is
+    long in itself, such as the repetition of a text or a power, is not. Nothing is raised in other code that may run meanwhile: what a
+    callback of the garbage collector raises is dropped, and with it the trace.
     """
     end, before = time.monotonic() + seconds, sys.gettrace()
 
@@ -33,7 +34,7 @@ def templates_end(seconds: float = SECONDS) -> Iterator[None]:
         return at_line
 
     def at_call(frame: FrameType, event: str, argument: Any) -> Any:
-        return at_line if _on_values(frame) or (frame.f_back is not None and frame.f_back.f_trace is at_line) else None
+        return at_line if _on_values(frame) else None
 
     sys.settrace(at_call)
     try:

@@ -215,6 +215,7 @@ def later(tabular: TabularModel, teacher: TabularModel, prefix: tuple[int, ...],
     return total / (4 - len(prefix)) if objective.endswith("normalised") else total
 
 
+@pytest.mark.slow
 def test_what_rollouts_bring_is_counted_without_bias(tabular, tmp_path):
     """Sums and steps of objectives whose direction is itself estimated, over 160 questions; all tokens tried where anything is."""
     config = replace(config_for(160, candidate_mass=1.0, min_visits=2, teacher_rollouts=32), objectives=OUTCOMES)
@@ -278,6 +279,7 @@ def test_no_rollout_is_counted_twice_and_the_budget_is_kept(run):
     assert (root == 16 + forced_at_root).all()
 
 
+@pytest.mark.slow
 def test_a_tiny_budget_is_kept_and_unbiased(tabular, tmp_path, run):
     few = run_score(config_for(400), tmp_path / "r", cast=cast_of(tabular), questions=questions(400), effort=Effort(Budget(12)))
     forced = few.rollouts[(few.rollouts.purpose == "targeted") & (few.rollouts.tokens.map(len) > 0)]

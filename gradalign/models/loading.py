@@ -88,10 +88,10 @@ def _stop_ids(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     settings = (model.generation_config, model.config.get_text_config(), tokenizer)
     declared = [getattr(source, "eos_token_id", None) for source in settings]
     named = [token for value in declared if value is not None for token in (value if isinstance(value, list) else [value])]
-    odd = next((token for token in named if not isinstance(token, int)), None)
-    if odd is not None:
+    odd = [token for token in named if not isinstance(token, int)]
+    if odd:
         raise GradalignError(
-            f"model {name!r} names {str(odd)[:50]!r} as its end-of-turn token; set eos_token_id in its generation_config.json"
+            f"model {name!r} names {str(odd[0])[:50]!r} as its end-of-turn token; set eos_token_id in its generation_config.json"
         )
     ids = set(named)
     if not ids:
