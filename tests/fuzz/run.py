@@ -65,11 +65,16 @@ class Campaign:
     """Runs pieces of work in processes that are watched, and counts how cases end.
 
     With `out` the figures are written there, and each finished piece into a journal beside it: a campaign that was killed goes on, and
-    repeats only the pieces that it had not finished.
+    repeats only the pieces that it had not finished. Of `names`, all figures are new; of other targets, those that `out` has stay.
     """
 
-    def __init__(self, seed: int, out: Path | None) -> None:
+    def __init__(self, seed: int, out: Path | None, names: Sequence[str]) -> None:
         self.seed, self.out, self.lock = seed, out, Lock()
+        before = (
+            json.loads(out.read_text(encoding="utf-8")) if out is not None and out.exists() else {"seconds": 0, "targets": {}}
+        )
+        self.others = {name: found for name, found in before["targets"].items() if name not in names}
+        self.seconds = before["seconds"] if self.others else 0
         self.journal = None if out is None else out.with_suffix(".pieces.jsonl")
         self.done: list[dict[str, Any]] = []
         self.failures: set[tuple[str, str]] = set()
@@ -78,7 +83,7 @@ class Campaign:
 
     def figures(self) -> dict[str, Any]:
         """What came of the finished pieces, by target; `seconds` are those of all processes together."""
-        targets: dict[str, dict[str, Any]] = {}
+        targets: dict[str, dict[str, Any]] = dict(self.others)
         for done in self.done:
             found = targets.setdefault(done["target"], dict.fromkeys((*_COUNTED, "slowest"), 0))
             found["cases"] += sum(done[verdict] for verdict in _VERDICTS)
@@ -87,7 +92,7 @@ class Campaign:
                 found[key] += done[key]
             found["slowest"] = max(found["slowest"], done["slowest"])
         total = {key: sum(found[key] for found in targets.values()) for key in _COUNTED}
-        seconds = round(sum(done["seconds"] for done in self.done))
+        seconds = self.seconds + round(sum(done["seconds"] for done in self.done))
         return {"seed": self.seed, "seconds": seconds, "processors": os.cpu_count(), "total": total, "targets": targets}
 
     def run(self, work: Sequence[Piece], workers: int) -> None:
@@ -175,8 +180,9 @@ def main() -> int:
     options = parser.parse_args()
     from fuzz.table import TARGETS
 
-    campaign = Campaign(options.seed, options.out)
-    campaign.run(shares(options.cases, options.targets or list(TARGETS), options.seed), options.workers)
+    names = options.targets or list(TARGETS)
+    campaign = Campaign(options.seed, options.out, names)
+    campaign.run(shares(options.cases, names, options.seed), options.workers)
     figures = campaign.figures()
     print(json.dumps(figures, indent=1))
     return wrong(figures)
