@@ -55,7 +55,7 @@ def smollm2_page() -> str:
         "```python",
         "gradalign.score(",
         '    "questions.jsonl",',
-        *(f"    {name}={_code(value)}," for name, value in settings.items() if value is not None),
+        *(f"    {name}={json.dumps(value)}," for name, value in settings.items() if value is not None),
         ")",
         "```\n",
         f"Of its own {run['rollouts']:,} rollouts {run['right']:,} are right, {run['ungradable']:,} state no answer that could be read: "
@@ -84,10 +84,6 @@ def smollm2_page() -> str:
         "of it.\n",
     ]  # fmt: skip
     return "\n".join(parts)
-
-
-def _code(value: Any) -> str:
-    return json.dumps(value) if not isinstance(value, str) else f'"{value}"'
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -34,6 +34,7 @@ _PACKAGES = {
     "bitsandbytes": "'gradalign[quantized]'", "torchao": "'gradalign[quantized]'", "gptq": "gptqmodel", "awq": "gptqmodel",
     "quanto": "optimum-quanto", "auto-round": "auto-round", "fp8": "accelerate",
 }  # fmt: skip
+_IMPLEMENTATION = tuple(f"{of}_implementation{end}" for of in ("attn", "experts") for end in ("", "_internal"))
 for _handler in logging.getLogger("transformers").handlers:  # it names tensors and settings that it did not expect
     _handler.addFilter(VisibleLogs())
 
@@ -179,23 +180,11 @@ def _kernel(content: Any, of_implementation: bool = False) -> str | None:
     """The first kernel of the hub that a configuration, or a part of it, names as one of its implementations."""
     if isinstance(content, str):
         return content if of_implementation and _is_kernel(content) else None
-    inner = (
-        content.items()
-        if isinstance(content, dict)
-        else ((None, value) for value in content)
-        if isinstance(content, list)
-        else ()
-    )
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     found = (_kernel(value, of_implementation or str(key).endswith(_IMPLEMENTATION)) for key, value in inner)
     return next((kernel for kernel in found if kernel is not None), None)
 
 
-_IMPLEMENTATION = (
-    "attn_implementation",
-    "experts_implementation",
-    "attn_implementation_internal",
-    "experts_implementation_internal",
-)
 _BY_QUANTIZE = {"8bit": "torchao", "4bit": "bitsandbytes"}
 
 
