@@ -11,6 +11,7 @@ an expectation over rollouts (`NodeSignals`).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -45,6 +46,16 @@ class NodeSignals:
     student_pair_weight: NV | None = None
     teacher_pair_weight: NV | None = None
     log_prefix_ratio: Float[Tensor, " N"] | None = None
+
+    @cached_property
+    def student_probs(self) -> NV:
+        """pi."""
+        return self.student_logprobs.exp()
+
+    @cached_property
+    def teacher_probs(self) -> NV:
+        """tau."""
+        return self.teacher_logprobs.exp()
 
     def wanted(self, name: str, objective: str) -> Tensor:
         """The signal of that name, or an error that says who wants it."""
@@ -91,18 +102,16 @@ class Objective:
 
     def direction(self, signals: NodeSignals) -> NV:
         """d_j = pi_j (f_j - sum_k pi_k f_k), shape (N, V), the descent direction of the loss in the student's logits."""
-        return centred(signals.student_logprobs.exp(), self.signal(signals))
+        return centred(signals.student_probs, self.signal(signals))
 
     def known_direction(self, signals: NodeSignals) -> NV:
         """The part of `direction` that the two models tell, shape (N, V): all of it unless there is an `outcome`."""
-        return self.direction(signals) if self.known is None else centred(signals.student_logprobs.exp(), self.known(signals))
+        return self.direction(signals) if self.known is None else centred(signals.student_probs, self.known(signals))
 
     def expected_direction(self, signals: NodeSignals) -> NV:
         """The mean of `direction` over the sampled tokens, shape (N, V); the direction itself where it does not depend on them."""
         return (
-            self.known_direction(signals)
-            if self.expected is None
-            else centred(signals.student_logprobs.exp(), self.expected(signals))
+            self.known_direction(signals) if self.expected is None else centred(signals.student_probs, self.expected(signals))
         )
 
 
@@ -110,7 +119,7 @@ class Objective:
 class _ForwardKL(Objective):
     def direction(self, signals: NodeSignals) -> NV:
         """d = tau - pi, the same as from f = tau/pi, without the overflow of the quotient where pi is tiny."""
-        return signals.teacher_logprobs.exp() - signals.student_logprobs.exp()
+        return signals.teacher_probs - signals.student_probs
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ class _Preference(Objective):
     def known_direction(self, signals: NodeSignals) -> NV:
         """beta / 2 (tau - pi): the direction where every pair is even and the prefix is as likely under teacher and student."""
         assert self.outcome is not None
-        return 0.5 * self.outcome.scale * (signals.teacher_logprobs.exp() - signals.student_logprobs.exp())
+        return 0.5 * self.outcome.scale * (signals.teacher_probs - signals.student_probs)
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ class After(Objective):
         """What makes sum_k pi_k lift_k S_k the product <g', d>, with g' the ideal direction at pi': (N, V)."""
         assert self.second is not None
         moved = self.moved(signals)
-        probs, d = moved.student_logprobs.exp(), self.second.direction(moved)
+        probs, d = moved.student_probs, self.second.direction(moved)
         ratio = (moved.student_logprobs - signals.student_logprobs).exp()
         return torch.where(probs > 0, ratio * (d - (probs * d).sum(-1, keepdim=True)), 0.0)
 
@@ -169,8 +178,11 @@ def ideal_direction(student_logprobs: NV, success: NV, support: Bool[Tensor, "N 
 
 def centred(probs: NV, signal: NV) -> NV:
     """pi_j (f_j - sum_k pi_k f_k); tokens of probability 0 contribute and receive nothing."""
-    finite = torch.where(probs > 0, signal, torch.zeros_like(signal))
-    return probs * (finite - (probs * finite).sum(-1, keepdim=True))
+    mean = torch.linalg.vecdot(probs, signal)[..., None]
+    if not bool(torch.isfinite(mean).all()):  # somewhere the signal is not finite: the check costs a number per row
+        signal = torch.where(probs > 0, signal, torch.zeros_like(signal))
+        mean = torch.linalg.vecdot(probs, signal)[..., None]
+    return probs * (signal - mean)
 
 
 def parse_objective(spec: str) -> Objective:
@@ -236,7 +248,7 @@ def _sampled_log_ratio(signals: NodeSignals) -> NV:
     direction of f_k = (share of rollouts that took k / pi_k)(log tau_k - log pi_k). Its mean over k ~ pi is `reverse_kl`.
     """
     frequency = signals.wanted("sample_frequency", "sampled_kl")
-    return torch.where(frequency > 0, frequency / signals.student_logprobs.exp() * _log_ratio(signals), 0.0)
+    return torch.where(frequency > 0, frequency / signals.student_probs * _log_ratio(signals), 0.0)
 
 
 def _expected_reward(signals: NodeSignals) -> NV:
@@ -255,7 +267,7 @@ def _group_advantage(signals: NodeSignals) -> NV:
     Its expectation is the ideal direction, less the share 1 / group that the group's mean takes.
     """
     advantage = signals.wanted("sample_advantage", "dr_grpo")
-    return torch.where(advantage != 0, advantage / signals.student_logprobs.exp(), 0.0)
+    return torch.where(advantage != 0, advantage / signals.student_probs, 0.0)
 
 
 def _minillm(spec: str, parameter: str) -> Objective:

@@ -8,10 +8,9 @@ import math
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
-_CHUNK = 256
 _WORTH_A_MATRIX = 8  # up to so many times the work of one row's transform, the matrix itself is made
 
 
@@ -21,6 +20,10 @@ class OuterSketch:
     If V x H <= `size` the numbers are the matrix itself. Else every entry is added, with a random sign, into one of `size` buckets, by
     hashes of its row and of its column that add up (tensor sketch; Pham and Pagh, 2013): inner products are unbiased over
     seeds, with a standard error of at most sqrt((|A|^2 |B|^2 + <A, B>^2) / size).
+
+    Rows are hashed in runs of `size` neighbours: each run keeps its order and is turned by a shift of its own, drawn evenly. Two
+    entries still share a bucket with probability 1 / size at most, which is all that the error rests on, and a row of the left factor
+    is read in order instead of scattered.
     """
 
     def __init__(self, vocabulary: int, width: int, size: int = 8192, seed: int = 0):
@@ -28,47 +31,86 @@ class OuterSketch:
         self.exact = vocabulary * width <= size
         self.length = vocabulary * width if self.exact else size
         self._seed = seed
+        self._moved_signs: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    @property
+    def _by_matrix(self) -> bool:
+        return self.exact or self.vocabulary * self.width <= _WORTH_A_MATRIX * self.length * math.log2(self.length)
 
     @cached_property
-    def _hashes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Bucket and sign of every row and of every column."""
+    def _hashes(self) -> tuple[list[int], Tensor, Tensor, Tensor]:
+        """The shift of every run of rows, the sign of every row, and bucket and sign of every column."""
         rng = torch.Generator().manual_seed(self._seed)
-        buckets = [torch.randint(self.length, (n,), generator=rng) for n in (self.vocabulary, self.width)]
-        signs = [torch.randint(2, (n,), generator=rng) * 2 - 1 for n in (self.vocabulary, self.width)]
-        return buckets[0], signs[0], buckets[1], signs[1]
+        runs = -(-self.vocabulary // self.length)
+        shifts, buckets = (torch.randint(self.length, (n,), generator=rng) for n in (runs, self.width))
+        row_signs, column_signs = (
+            torch.randint(2, (n,), generator=rng, dtype=torch.float32) * 2 - 1 for n in (self.vocabulary, self.width)
+        )
+        return shifts.tolist(), row_signs, buckets, column_signs
 
     def sum(self, left_NV: Float[Tensor, "N V"], right_NH: Float[Tensor, "N H"]) -> Float[Tensor, " L"]:
         """The sketch of sum_n left_n right_n^T, in double precision: shape (L,), L = `length`."""
-        right_NH = right_NH.to(left_NV.dtype)
+        columns = self.columns(right_NH.to(left_NV.dtype))
+        return self.folded(self.part(torch.ones(1, len(left_NV)).to(left_NV), left_NV, columns))[0]
+
+    def columns(self, right_NH: Float[Tensor, "N H"]) -> Tensor:
+        """The right factor as `part` wants it, made once for all left factors: itself, or the transform of each row's sketch."""
+        if self._by_matrix:
+            return right_NH
+        _, _, bucket, sign = self._hashes
+        sketched = torch.zeros(len(right_NH), self.length).to(right_NH)
+        sketched.index_add_(1, bucket.to(right_NH.device), right_NH * sign.to(right_NH))
+        return torch.fft.rfft(sketched)
+
+    def part(
+        self,
+        weight_WN: Float[Tensor, "W N"],
+        left_NV: Float[Tensor, "N V"],
+        columns: Float[Tensor, "N H"] | Complex[Tensor, "N F"],
+    ) -> Float[Tensor, "W ..."]:
+        """What is kept of sum_n weight_wn left_n right_n^T for each w: parts add up over rows, and `folded` makes sketches of the sum."""
+        if not self._by_matrix:
+            transformed = torch.fft.rfft(self._rows(left_NV)) * columns
+            return torch.view_as_real(weight_WN.to(columns.dtype) @ transformed).double()
+        if self.width == 1:
+            return ((weight_WN * columns[:, 0]) @ left_NV).double()[..., None]
+        return torch.stack([left_NV.T @ (weight_N[:, None] * columns) for weight_N in weight_WN]).double()
+
+    def folded(self, part: Float[Tensor, "W ..."]) -> Float[Tensor, "W L"]:
+        """The sketches that a sum of parts stands for."""
         if self.exact:
-            return (left_NV.T @ right_NH).reshape(-1).double()
-        if self.vocabulary * self.width <= _WORTH_A_MATRIX * self.length * math.log2(self.length):
-            return self._of_matrix(left_NV.T @ right_NH)
-        total = torch.zeros(self.length // 2 + 1, dtype=torch.complex128, device=left_NV.device)
-        for start in range(0, len(left_NV), _CHUNK):
-            spectra = [
-                torch.fft.rfft(side) for side in self._sides(left_NV[start : start + _CHUNK], right_NH[start : start + _CHUNK])
-            ]
-            total += (spectra[0] * spectra[1]).sum(0)
-        return torch.fft.irfft(total, n=self.length)
+            return part.flatten(1)
+        if self._by_matrix:
+            return torch.stack([self._of_matrix(matrix_VH) for matrix_VH in part])
+        return torch.fft.irfft(torch.view_as_complex(part), n=self.length)
 
     def _of_matrix(self, matrix_VH: Tensor) -> Tensor:
         """Every entry into its bucket: cheap where the matrix is small."""
-        row, row_sign, column, column_sign = (part.to(matrix_VH.device) for part in self._hashes)
+        shifts, row_sign, column, column_sign = self._hashes
+        place = torch.arange(self.vocabulary)
+        row = place + torch.tensor(shifts)[place // self.length]
         bucket = (row[:, None] + column[None, :]) % self.length
-        signed = matrix_VH.double() * (row_sign[:, None] * column_sign[None, :])
-        return torch.zeros(self.length, dtype=torch.float64, device=matrix_VH.device).index_add_(
-            0, bucket.reshape(-1), signed.reshape(-1)
-        )
+        signed = matrix_VH * (row_sign[:, None] * column_sign[None, :]).to(matrix_VH)
+        return torch.zeros(self.length).to(matrix_VH).index_add_(0, bucket.reshape(-1).to(signed.device), signed.reshape(-1))
 
-    def _sides(self, left_NV: Tensor, right_NH: Tensor) -> list[Tensor]:
-        """Both factors hashed on their own: their circular convolution is the sketch of the outer product."""
-        row, row_sign, column, column_sign = (part.to(left_NV.device) for part in self._hashes)
-        found = []
-        for side, bucket, sign in ((left_NV, row, row_sign), (right_NH, column, column_sign)):
-            empty = torch.zeros(len(side), self.length, dtype=torch.float64, device=side.device)
-            found.append(empty.index_add_(1, bucket, side.double() * sign))
-        return found
+    def _rows(self, left_NV: Tensor) -> Float[Tensor, "N L"]:
+        """Each row of the left factor, sketched; its circular convolution with the right one's is the sketch of the outer product."""
+        signs_V, found_NL = self._signs(left_NV), left_NV.new_zeros(len(left_NV), self.length)
+        for run, shift in enumerate(self._hashes[0]):
+            turn = self.length - shift
+            for low, high in ((0, turn), (turn, self.length)):
+                start, stop = run * self.length + low, min(run * self.length + high, self.vocabulary)
+                if start < stop:
+                    to = (low + shift) % self.length
+                    found_NL[:, to : to + stop - start].addcmul_(left_NV[:, start:stop], signs_V[start:stop])
+        return found_NL
+
+    def _signs(self, like: Tensor) -> Tensor:
+        """The rows' signs where they are wanted."""
+        key = (like.device, like.dtype)
+        if key not in self._moved_signs:
+            self._moved_signs[key] = self._hashes[1].to(like)
+        return self._moved_signs[key]
 
 
 def sketch_error(norm2_one: float, norm2_other: float, inner: float, length: int) -> float:

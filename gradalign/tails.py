@@ -26,11 +26,11 @@ def spread_tail(
     A tail is told only as a difference of 1 and a sum in single precision: it is at least its rounding, and rows that come to more than 1
     are divided by their sum. Student log-probabilities are finite. Tails (N,) are missing (NaN) where every token is told.
     """
-    untold_NV = told_NV.isnan()
-    some_N = untold_NV.any(-1)
+    some_N = told_NV.sum(-1).isnan()
     nothing_N = torch.full_like(told_NV[:, 0], torch.nan)
     if not bool(some_N.any()):
         return told_NV, nothing_N
+    untold_NV = told_NV.isnan()
     sum_N = told_NV.exp().masked_fill(untold_NV, 0.0).sum(-1, dtype=torch.float64)
     tail_N = (1 - sum_N).clamp_min(_ROUNDING)
     rest_N = student_logprobs_NV.masked_fill(~untold_NV, -torch.inf).logsumexp(-1)

@@ -8,7 +8,8 @@ from gradalign.contexts import Material, render_context, render_question
 from gradalign.engines import HFEngine
 from gradalign.objectives import NodeSignals, parse_objective
 from gradalign.pipeline import survey as module
-from gradalign.pipeline.survey import DIVERGENCES, SurveyRequest, survey_nodes
+from gradalign.pipeline.survey import SurveyRequest, survey_nodes
+from gradalign.pipeline.vocabulary import DIVERGENCES
 from gradalign.questions import load_questions
 from gradalign.tree import build_tree
 from gradalign.types import CompletionRequest

@@ -13,7 +13,8 @@ from gradalign.pipeline.outcomes import PairsSeen
 from gradalign.pipeline.prompts import TeacherPrompt
 from gradalign.pipeline.rollouts import Pool
 from gradalign.pipeline.scoring import Evidence, Step, SupportScores, TotalScores
-from gradalign.pipeline.survey import DIVERGENCES, Survey
+from gradalign.pipeline.survey import Survey
+from gradalign.pipeline.vocabulary import DIVERGENCES
 from gradalign.pipeline.targeted import Plan, TargetedRollout
 from gradalign.schedule import depth_window
 from gradalign.tree import PrefixTree
