@@ -57,6 +57,7 @@ CASES = {
     "2 teachers, 4 objectives": (2, ("reverse_kl", "forward_kl", "jsd:0.5", "sampled_kl")),
 }
 JSD = ("jsd:0.5",)
+AT_ONCE = {"cpu": 4, "cuda": 32}  # rollouts in a forward pass
 PROMPT = tuple(range(3, 35))
 CANDIDATES = 4
 
@@ -68,7 +69,7 @@ def random_model(shape: str, seed: int, device: str) -> CausalLanguageModel:
     with torch.device(device):
         model = Auto.from_config(SHAPES[shape], dtype=dtype).eval()
         model.get_output_embeddings().weight.data.mul_(3 / (0.02 * math.sqrt(SHAPES[shape].hidden_size)))
-    return CausalLanguageModel(model, f"{shape} {seed}", SHAPES[shape].vocab_size, batch_size=4)
+    return CausalLanguageModel(model, f"{shape} {seed}", SHAPES[shape].vocab_size, batch_size=AT_ONCE[device])
 
 
 def random_rollouts(vocabulary: int, tokens: int) -> list[np.ndarray]:
@@ -86,7 +87,7 @@ def bare(models: Sequence[PreTrainedModel], rollouts: list[np.ndarray], device: 
     """Plain forward passes with the logits that predict each rollout's tokens, as many rollouts at once as the survey takes."""
     ids = torch.from_numpy(np.stack([np.concatenate([PROMPT, rollout]) for rollout in rollouts])).to(device)
     for model in models:
-        for batch in ids.split(4):
+        for batch in ids.split(AT_ONCE[device]):
             model(input_ids=batch[:, :-1], use_cache=False, logits_to_keep=len(rollouts[0]))
 
 

@@ -57,6 +57,11 @@ class NodeSignals:
         """tau."""
         return self.teacher_logprobs.exp()
 
+    @cached_property
+    def log_ratio(self) -> NV:
+        """log tau - log pi."""
+        return self.teacher_logprobs - self.student_logprobs
+
     def wanted(self, name: str, objective: str) -> Tensor:
         """The signal of that name, or an error that says who wants it."""
         value = getattr(self, name)
@@ -179,7 +184,7 @@ def ideal_direction(student_logprobs: NV, success: NV, support: Bool[Tensor, "N 
 def centred(probs: NV, signal: NV) -> NV:
     """pi_j (f_j - sum_k pi_k f_k); tokens of probability 0 contribute and receive nothing."""
     mean = torch.linalg.vecdot(probs, signal)[..., None]
-    if not bool(torch.isfinite(mean).all()):  # somewhere the signal is not finite: the check costs a number per row
+    if signal.is_cuda or not bool(torch.isfinite(mean).all()):  # a signal may not be finite; to ask a GPU costs more than to mend
         signal = torch.where(probs > 0, signal, torch.zeros_like(signal))
         mean = torch.linalg.vecdot(probs, signal)[..., None]
     return probs * (signal - mean)
@@ -233,7 +238,7 @@ def _after(spec: str) -> Objective:
 
 def _log_ratio(signals: NodeSignals) -> NV:
     """log tau - log pi: the signal of KL(pi || tau). GKD (arXiv 2306.13649) with reverse KL on student samples."""
-    return signals.teacher_logprobs - signals.student_logprobs
+    return signals.log_ratio
 
 
 def _probability_ratio(signals: NodeSignals) -> NV:

@@ -92,9 +92,9 @@ def chunk_numbers(
     sampled = _sampled(student_NV, children, taken) if any(o.expected or o.function for o in objectives) else (None, None)
     signals = [NodeSignals(student_NV, tau, sampled[0], sample_advantage=sampled[1]) for tau in teachers]
     pi = signals[0].student_probs
-    moments = [[_moments(objective, signal) for objective in objectives] for signal in signals]
-    distances = [signal.teacher_probs - pi for signal in signals]
     mine = _largest(_block_maxima(pi), max(_TOP, ranked), pi.shape[1], lambda tokens: pi.gather(1, tokens))
+    moments = [[_moments(objective, signal, mine[:, 0]) for objective in objectives] for signal in signals]
+    distances = [signal.teacher_probs - pi for signal in signals]
     strength, distance = _by_direction(moments, ranked), _by_distance(distances, ranked)
     kept = torch.cat([children, strength, distance, mine[:, :ranked]], dim=1)
     at = kept.clamp_min(0)
@@ -134,13 +134,19 @@ def _each(moments: list[list[_Moments]], value: Callable[[_Moments], Tensor]) ->
     return torch.stack([torch.stack([value(m) for m in row]) for row in moments])
 
 
-def _moments(objective: Objective, signals: NodeSignals) -> _Moments:
+def _moments(objective: Objective, signals: NodeSignals, best_N: Tensor) -> _Moments:
+    """The sums are taken around the direction at the likeliest token, where most of their weight may lie: nothing large cancels."""
     pi, d = signals.student_probs, objective.known_direction(signals)
     expected = d if objective.expected is None else objective.expected_direction(signals)
-    pull_N = vecdot(pi, expected)
-    whole = objective.lift(signals) if isinstance(objective, After) else None
-    lift = expected - pull_N[:, None] if whole is None else whole
-    return _Moments(d, expected, pull_N, vector_norm(expected, dim=-1).square(), vecdot(pi * lift, lift), whole)
+    norm2_N = vector_norm(expected, dim=-1).square()
+    if isinstance(objective, After):
+        lift = objective.lift(signals)
+        return _Moments(d, expected, vecdot(pi, expected), norm2_N, vecdot(pi * lift, lift), lift)
+    middle_N = expected.gather(1, best_N[:, None])
+    around = expected - middle_N
+    weighted = pi * around
+    mean_N = weighted.sum(-1)
+    return _Moments(d, expected, middle_N[:, 0] + mean_N, norm2_N, (weighted.mul_(around).sum(-1) - mean_N**2).clamp_min(0), None)
 
 
 def _by_direction(moments: list[list[_Moments]], count: int) -> Tensor:
@@ -190,9 +196,9 @@ def _divergences(signals: NodeSignals, distance_NV: Tensor, mine_NT: Tensor) -> 
     student, teacher, pi, tau = signals.student_logprobs, signals.teacher_logprobs, signals.student_probs, signals.teacher_probs
     theirs = _largest(_block_maxima(tau), mine_NT.shape[1], tau.shape[1], lambda tokens: tau.gather(1, tokens))
     overlap = (mine_NT[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
-    log_ratio = teacher - student
-    ratio2 = (log_ratio + teacher).exp_().nan_to_num_(0.0).clamp_max_(_LARGEST).sum(-1) - 1
-    mixture = ((pi + tau) * 0.5).clamp_min_(torch.finfo(pi.dtype).tiny).log_()
+    log_ratio, tiny = signals.log_ratio, torch.finfo(pi.dtype).tiny
+    ratio2 = (tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(_LARGEST).sum(-1) - 1
+    mixture = (pi + tau).mul_(0.5).clamp_min_(tiny).log_()
     columns = [
         -vecdot(pi, log_ratio),
         vecdot(tau, log_ratio),
