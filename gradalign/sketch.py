@@ -34,28 +34,58 @@ class OuterSketch:
         self._moved_signs: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @property
-    def _by_matrix(self) -> bool:
+    def by_matrix(self) -> bool:
+        """Is the matrix itself made before it is sketched, if it is at all?"""
         return self.exact or self.vocabulary * self.width <= _WORTH_A_MATRIX * self.length * math.log2(self.length)
 
     @cached_property
     def _hashes(self) -> tuple[list[int], Tensor, Tensor, Tensor]:
-        """The shift of every run of rows, the sign of every row, and bucket and sign of every column."""
+        """The shift of every run of rows, the sign of every row, and bucket and sign of every column.
+
+        Those of rows are drawn first: they are the same at every width.
+        """
         rng = torch.Generator().manual_seed(self._seed)
         runs = -(-self.vocabulary // self.length)
-        shifts, buckets = (torch.randint(self.length, (n,), generator=rng) for n in (runs, self.width))
-        row_signs, column_signs = (
-            torch.randint(2, (n,), generator=rng, dtype=torch.float32) * 2 - 1 for n in (self.vocabulary, self.width)
-        )
+        shifts = torch.randint(self.length, (runs,), generator=rng)
+        row_signs = torch.randint(2, (self.vocabulary,), generator=rng, dtype=torch.float32) * 2 - 1
+        buckets = torch.randint(self.length, (self.width,), generator=rng)
+        column_signs = torch.randint(2, (self.width,), generator=rng, dtype=torch.float32) * 2 - 1
         return shifts.tolist(), row_signs, buckets, column_signs
+
+    @property
+    def shifts(self) -> list[int]:
+        """By how much each run of `length` rows is turned."""
+        return self._hashes[0]
+
+    def signs(self, like: Tensor) -> Float[Tensor, " V"]:
+        """The rows' signs, where and as `like` is."""
+        key = (like.device, like.dtype)
+        if key not in self._moved_signs:
+            self._moved_signs[key] = self._hashes[1].to(like)
+        return self._moved_signs[key]
 
     def sum(self, left_NV: Float[Tensor, "N V"], right_NH: Float[Tensor, "N H"]) -> Float[Tensor, " L"]:
         """The sketch of sum_n left_n right_n^T, in double precision: shape (L,), L = `length`."""
         columns = self.columns(right_NH.to(left_NV.dtype))
-        return self.folded(self.part(torch.ones(1, len(left_NV)).to(left_NV), left_NV, columns))[0]
+        return self.folded(self.part(torch.ones(1, len(left_NV)).to(left_NV), self.rows(left_NV), columns))[0]
+
+    def rows(self, left_NV: Float[Tensor, "N V"]) -> Float[Tensor, "N L"]:
+        """The left factor as `part` wants it: each row sketched, or as it is where the matrix itself is made."""
+        if self.by_matrix:
+            return left_NV
+        signs_V, found_NL = self.signs(left_NV), left_NV.new_zeros(len(left_NV), self.length)
+        for run, shift in enumerate(self.shifts):
+            turn = self.length - shift
+            for low, high in ((0, turn), (turn, self.length)):
+                start, stop = run * self.length + low, min(run * self.length + high, self.vocabulary)
+                if start < stop:
+                    to = (low + shift) % self.length
+                    found_NL[:, to : to + stop - start].addcmul_(left_NV[:, start:stop], signs_V[start:stop])
+        return found_NL
 
     def columns(self, right_NH: Float[Tensor, "N H"]) -> Tensor:
         """The right factor as `part` wants it, made once for all left factors: itself, or the transform of each row's sketch."""
-        if self._by_matrix:
+        if self.by_matrix:
             return right_NH
         _, _, bucket, sign = self._hashes
         sketched = torch.zeros(len(right_NH), self.length).to(right_NH)
@@ -65,24 +95,31 @@ class OuterSketch:
     def part(
         self,
         weight_WN: Float[Tensor, "W N"],
-        left_NV: Float[Tensor, "N V"],
+        rows_NL: Float[Tensor, "N L"],
         columns: Float[Tensor, "N H"] | Complex[Tensor, "N F"],
     ) -> Float[Tensor, "W ..."]:
-        """What is kept of sum_n weight_wn left_n right_n^T for each w: parts add up over rows, and `folded` makes sketches of the sum."""
-        if not self._by_matrix:
-            transformed = torch.fft.rfft(self._rows(left_NV)) * columns
-            return torch.view_as_real(weight_WN.to(columns.dtype) @ transformed).double()
+        """What is kept of sum_n weight_wn left_n right_n^T for each w: parts add up over rows, and `folded` makes sketches of the sum.
+
+        The circular convolution of two rows' sketches is the sketch of their outer product.
+        """
+        if not self.by_matrix:
+            return torch.view_as_real(weight_WN.to(columns.dtype) @ (torch.fft.rfft(rows_NL) * columns)).double()
         if self.width == 1:
-            return ((weight_WN * columns[:, 0]) @ left_NV).double()[..., None]
-        return torch.stack([left_NV.T @ (weight_N[:, None] * columns) for weight_N in weight_WN]).double()
+            return ((weight_WN * columns[:, 0]) @ rows_NL).double()[..., None]
+        return torch.stack([rows_NL.T @ (weight_N[:, None] * columns) for weight_N in weight_WN]).double()
 
     def folded(self, part: Float[Tensor, "W ..."]) -> Float[Tensor, "W L"]:
         """The sketches that a sum of parts stands for."""
         if self.exact:
             return part.flatten(1)
-        if self._by_matrix:
+        if self.by_matrix:
             return torch.stack([self._of_matrix(matrix_VH) for matrix_VH in part])
         return torch.fft.irfft(torch.view_as_complex(part), n=self.length)
+
+    def turned(self, rows_WL: Float[Tensor, "W L"]) -> Float[Tensor, "W L"]:
+        """At width 1: the sketches of left factors whose rows were sketched, and summed, with a right factor of 1."""
+        _, _, bucket, sign = self._hashes
+        return torch.roll(rows_WL, int(bucket[0]), dims=-1) * float(sign[0])
 
     def _of_matrix(self, matrix_VH: Tensor) -> Tensor:
         """Every entry into its bucket: cheap where the matrix is small."""
@@ -92,25 +129,6 @@ class OuterSketch:
         bucket = (row[:, None] + column[None, :]) % self.length
         signed = matrix_VH * (row_sign[:, None] * column_sign[None, :]).to(matrix_VH)
         return torch.zeros(self.length).to(matrix_VH).index_add_(0, bucket.reshape(-1).to(signed.device), signed.reshape(-1))
-
-    def _rows(self, left_NV: Tensor) -> Float[Tensor, "N L"]:
-        """Each row of the left factor, sketched; its circular convolution with the right one's is the sketch of the outer product."""
-        signs_V, found_NL = self._signs(left_NV), left_NV.new_zeros(len(left_NV), self.length)
-        for run, shift in enumerate(self._hashes[0]):
-            turn = self.length - shift
-            for low, high in ((0, turn), (turn, self.length)):
-                start, stop = run * self.length + low, min(run * self.length + high, self.vocabulary)
-                if start < stop:
-                    to = (low + shift) % self.length
-                    found_NL[:, to : to + stop - start].addcmul_(left_NV[:, start:stop], signs_V[start:stop])
-        return found_NL
-
-    def _signs(self, like: Tensor) -> Tensor:
-        """The rows' signs where they are wanted."""
-        key = (like.device, like.dtype)
-        if key not in self._moved_signs:
-            self._moved_signs[key] = self._hashes[1].to(like)
-        return self._moved_signs[key]
 
 
 def sketch_error(norm2_one: float, norm2_other: float, inner: float, length: int) -> float:

@@ -85,25 +85,42 @@ class CausalLanguageModel:
         """Log-softmax in float32 of the trimmed logits over the temperature."""
         logits = self.logits(hidden_NH)
         logprobs = torch.log_softmax(logits / self.temperature if self.temperature != 1 else logits, dim=-1)
-        if not bool(torch.isfinite(logprobs.amax(-1)).all()):
-            raise GradalignError(f"model {self.name!r} gave logits that are not numbers; try --dtype float32 or another model")
+        self.require_numbers(logprobs.amax(-1))
         return logprobs
+
+    def require_numbers(self, found: Tensor) -> None:
+        """Raise an error that names the model if something that follows from its logits is not finite."""
+        if not bool(torch.isfinite(found).all()):
+            raise GradalignError(f"model {self.name!r} gave logits that are not numbers; try --dtype float32 or another model")
 
     def logits(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Float32 logits of the trimmed vocabulary, with what the architecture does after its output layer."""
-        config, size = self.config, self.vocabulary_size
-        if _can_be_cut(self.head):
-            weight, bias = self.head.weight[:size], self.head.bias  # pyright: ignore[reportIndexIssue, reportArgumentType]
-            logits = torch.nn.functional.linear(hidden_NH, weight, None if bias is None else bias[:size])  # pyright: ignore
-        else:
-            logits = self.head(hidden_NH)[..., :size]
-        logits = logits.to(hidden_NH.device).float()
+        config, logits = self.config, self._head_scores(hidden_NH).float()
         if getattr(config, "logits_scaling", None):
             logits = logits / config.logits_scaling
         if getattr(config, "logit_scale", None):
             logits = logits * config.logit_scale
-        cap = getattr(config, "final_logit_softcapping", None)
+        cap = self._cap
         return torch.tanh(logits / cap) * cap if cap else logits
+
+    @torch.inference_mode()
+    def scores(self, hidden_NH: Float[Tensor, "N H"]) -> tuple[Float[Tensor, "N V"], float]:
+        """Scores as the output layer makes them, in its dtype, and a factor: the log-softmax of their product is `logprobs`."""
+        if self._cap:
+            return self.logits(hidden_NH), 1 / self.temperature
+        scale = (getattr(self.config, "logit_scale", None) or 1.0) / (getattr(self.config, "logits_scaling", None) or 1.0)
+        return self._head_scores(hidden_NH), scale / self.temperature
+
+    @property
+    def _cap(self) -> float | None:
+        return getattr(self.config, "final_logit_softcapping", None)
+
+    def _head_scores(self, hidden_NH: Tensor) -> Tensor:
+        size = self.vocabulary_size
+        if not _can_be_cut(self.head):
+            return self.head(hidden_NH)[..., :size].to(hidden_NH.device)
+        weight, bias = self.head.weight[:size], self.head.bias  # pyright: ignore[reportIndexIssue, reportArgumentType]
+        return torch.nn.functional.linear(hidden_NH, weight, None if bias is None else bias[:size])  # pyright: ignore
 
     def _prefill(self, prompt: Sequence[int]) -> tuple[Tensor, object]:
         ids = torch.tensor([list(prompt)], device=self.device)

@@ -14,8 +14,8 @@ from gradalign.pipeline.prompts import TeacherPrompt
 from gradalign.pipeline.rollouts import Pool
 from gradalign.pipeline.scoring import Evidence, Step, SupportScores, TotalScores
 from gradalign.pipeline.survey import Survey
-from gradalign.pipeline.vocabulary import DIVERGENCES
 from gradalign.pipeline.targeted import Plan, TargetedRollout
+from gradalign.pipeline.vocabulary import DIVERGENCES
 from gradalign.schedule import depth_window
 from gradalign.tree import PrefixTree
 from gradalign.types import REWARDS, Completion, Grade, Question, Rollout, Skip

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gradalign.configurations import TokenWeighting
-from gradalign.models import Batches, LanguageModel, SharingModel
+from gradalign.models import Batches, CausalLanguageModel, LanguageModel, SharingModel
 from gradalign.objectives import Objective
+from gradalign.pipeline.fused import can_fuse, fused_numbers
 from gradalign.pipeline.vocabulary import Stepping, Taken, chunk_numbers
 from gradalign.sketch import OuterSketch
 from gradalign.tails import spread_shares, spread_tail
@@ -123,35 +124,20 @@ def survey_states(
     stepping = Stepping(sketch, flat, hidden[0], torch.from_numpy(factor_WN * visits_N / len(request.sequences)))
     sizes = _sizes(models, objectives, hidden[0].device)
 
-    def work(start: int, stop: int) -> list[dict[str, np.ndarray]]:
-        logprobs = [model.logprobs(states[start:stop]) for model, states in zip(models, hidden, strict=True)]
-        found = []
-        for low in range(0, stop - start, sizes[1]):
-            high = min(low + sizes[1], stop - start)
-            part = slice(start + low, start + high)
-            found.append(
-                _survey_chunk(
-                    models,
-                    [array[low:high] for array in logprobs],
-                    children.part(part),
-                    objectives,
-                    ranked,
-                    stepping.part(part),
-                )
-            )
-        return found
-
+    source = _Source(models, hidden, children, objectives, ranked, stepping)
+    whole = source.fused if source.can_fuse() else lambda start, stop: source.plain(start, stop, sizes[1])
     chunks, sums = [], {"step": np.zeros(()), "shift": np.zeros(())}
-    for found in Batches(sizes[0], "the pass over the vocabulary").over(len(nodes), work):
+    for found in Batches(sizes[0], "the pass over the vocabulary").over(len(nodes), whole):
         for chunk in found:
             sums = {
                 name: total + chunk.pop(name) for name, total in sums.items()
             }  # as long as many nodes: never kept for each chunk
             chunks.append(chunk)
     joined = {name: np.concatenate([chunk[name] for chunk in chunks], axis=_NODE_AXIS.get(name, 0)) for name in chunks[0]}
+    step_WCOL, shift_WCOF = stepping.folded(torch.from_numpy(sums["step"]), torch.from_numpy(sums["shift"]))
     return Survey(
         nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), sketch=sketch, flat=flat, student_states=hidden[0].cpu(),
-        device=hidden[0].device, factor_WN=factor_WN, step_WCOL=_folded(sketch, sums["step"]), shift_WCOF=_folded(flat, sums["shift"]),
+        device=hidden[0].device, factor_WN=factor_WN, step_WCOL=step_WCOL.numpy(), shift_WCOF=shift_WCOF.numpy(),
         **joined,
     )  # fmt: skip
 
@@ -164,12 +150,6 @@ def _sizes(models: Sequence[LanguageModel], objectives: Sequence[Objective], dev
     arrays = 6 + 2 * len(models) + (2 * len(objectives) + 3) * (len(models) - 1)
     rows = max(1, int(_SHARE * torch.cuda.mem_get_info(device)[0]) // (4 * vocabulary * arrays))
     return rows, rows
-
-
-def _folded(sketch: OuterSketch, parts_WCO: np.ndarray) -> np.ndarray:
-    """The sketches that sums of parts stand for."""
-    folded = sketch.folded(torch.from_numpy(parts_WCO).flatten(0, 2))
-    return folded.reshape(*parts_WCO.shape[:3], -1).numpy()
 
 
 def _present_first(models: Sequence[LanguageModel]) -> list[int]:
@@ -239,20 +219,56 @@ def _children(tree: PrefixTree, nodes: np.ndarray, advantage_R: np.ndarray) -> T
     return Taken(tokens_NS, share_NS / passed, advantage_NS / passed)
 
 
-@torch.inference_mode()
-def _survey_chunk(
-    models: Sequence[LanguageModel],
-    logprobs: Sequence[Tensor],
-    taken: Taken,
-    objectives: Sequence[Objective],
-    ranked: int,
-    stepping: Stepping,
-) -> dict[str, np.ndarray]:
-    student = logprobs[0]
-    told = [_shared(model, tau, student) for model, tau in zip(models[1:], logprobs[1:], strict=True)]
-    teachers, tails = zip(*(spread_tail(tau.to(student), student) for tau in told), strict=True)
-    values, directions = chunk_numbers(student, teachers, taken, objectives, ranked)
-    values |= {"tail_CN": torch.stack(tails)} | stepping.sums(directions)
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What numbers are made of: models with their hidden states at all nodes, what rollouts took there, and what is asked for."""
+
+    models: Sequence[LanguageModel]
+    hidden: Sequence[Tensor]
+    taken: Taken
+    objectives: Sequence[Objective]
+    ranked: int
+    stepping: Stepping
+
+    def can_fuse(self) -> bool:
+        """Do logits go straight into kernels? Only those of whole models on one GPU."""
+        devices = {states.device for states in self.hidden}
+        whole = all(isinstance(model, CausalLanguageModel) for model in self.models)
+        return whole and len(devices) == 1 and can_fuse(self.objectives, self.stepping, devices.pop())
+
+    @torch.inference_mode()
+    def fused(self, start: int, stop: int) -> list[dict[str, np.ndarray]]:
+        """Numbers of the nodes from `start` to `stop`, by kernels."""
+        nodes = slice(start, stop)
+        models = [model for model in self.models if isinstance(model, CausalLanguageModel)]
+        made = [model.scores(states[nodes]) for model, states in zip(models, self.hidden, strict=True)]
+        scores, factors = [scores for scores, _ in made], [factor for _, factor in made]
+        values, rows = fused_numbers(
+            scores, factors, self.taken.part(nodes), self.objectives, self.ranked, self.stepping.sketch
+        )
+        for model, lse in zip(models, [values.pop("student_lse_N"), *values.pop("teacher_lse_CN")], strict=True):
+            model.require_numbers(lse)
+        values["tail_CN"] = torch.full_like(values["ratio2_CN"], torch.nan)
+        return [_arrays(values | self.stepping.part(nodes).of_rows(rows))]
+
+    @torch.inference_mode()
+    def plain(self, start: int, stop: int, size: int) -> list[dict[str, np.ndarray]]:
+        """The same, `size` nodes at a time, from log-probabilities of as many nodes as go through the output layers together."""
+        logprobs = [model.logprobs(states[start:stop]) for model, states in zip(self.models, self.hidden, strict=True)]
+        return [
+            self._of([array[low : low + size] for array in logprobs], slice(start + low, min(start + low + size, stop)))
+            for low in range(0, stop - start, size)
+        ]
+
+    def _of(self, logprobs: Sequence[Tensor], nodes: slice) -> dict[str, np.ndarray]:
+        student = logprobs[0]
+        told = [_shared(model, tau, student) for model, tau in zip(self.models[1:], logprobs[1:], strict=True)]
+        teachers, tails = zip(*(spread_tail(tau.to(student), student) for tau in told), strict=True)
+        values, directions = chunk_numbers(student, teachers, self.taken.part(nodes), self.objectives, self.ranked)
+        return _arrays(values | {"tail_CN": torch.stack(tails)} | self.stepping.part(nodes).of_directions(directions))
+
+
+def _arrays(values: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: _numpy(value, torch.float32 if name in _LARGE else torch.float64) for name, value in values.items()}
 
 

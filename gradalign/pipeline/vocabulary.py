@@ -20,8 +20,8 @@ DIVERGENCES = (
     "reverse_kl", "forward_kl", "jsd", "l2", "similarity", "teacher_entropy", "top_overlap", "student_mass_on_teacher_top",
     "teacher_mass_on_student_top",
 )  # fmt: skip
-_TOP = 10
-_LARGEST = 1e6
+TOP = 10
+LARGEST = 1e6
 _BLOCK = 128
 
 
@@ -40,26 +40,48 @@ class Taken:
 
 @dataclass(frozen=True, eq=False)
 class Stepping:
-    """The student's hidden states at a chunk of nodes, their weights in steps, and what keeps steps short."""
+    """The student's hidden states at a chunk of nodes, their weights in steps, and what keeps steps short.
+
+    Where directions are sketched by rows, `flat` (width 1) hashes rows as `sketch` does, so that one look at them serves both.
+    """
 
     sketch: OuterSketch
     flat: OuterSketch
     states_NH: Float[Tensor, "N H"]
     weight_WN: Float[Tensor, "W N"]
 
+    @property
+    def by_rows(self) -> bool:
+        """Are a direction's sketched rows all that steps want to know of it?"""
+        return not self.sketch.by_matrix and not self.flat.exact and self.flat.length == self.sketch.length
+
     def part(self, nodes: slice) -> "Stepping":
         return Stepping(self.sketch, self.flat, self.states_NH[nodes], self.weight_WN[:, nodes])
 
-    def sums(self, directions: Sequence[Sequence[Float[Tensor, "N V"]]]) -> dict[str, Tensor]:
+    def of_directions(self, directions: Sequence[Sequence[Float[Tensor, "N V"]]]) -> dict[str, Tensor]:
         """Parts of sum_u w_u d_u h_u^T and of sum_u w_u d_u, for every weight, teacher and objective: (W, C, O, ...)."""
-        like = directions[0][0]
-        weight_WN = self.weight_WN.to(like)
-        columns = self.sketch.columns(self.states_NH.to(like)), self.flat.columns(torch.ones(len(like), 1).to(like))
-        found = [
-            torch.stack([torch.stack([sketch.part(weight_WN, d, column) for d in row]) for row in directions])
-            for sketch, column in zip((self.sketch, self.flat), columns, strict=True)
-        ]
-        return {name: value.movedim(2, 0) for name, value in zip(("step", "shift"), found, strict=True)}
+        rows = [[self.sketch.rows(d) for d in row] for row in directions]
+        if self.by_rows:
+            return self.of_rows(rows)
+        ones = torch.ones(len(self.states_NH), 1).to(directions[0][0])
+        return {"step": self._parts(self.sketch, rows, self.states_NH), "shift": self._parts(self.flat, directions, ones)}
+
+    def of_rows(self, rows: Sequence[Sequence[Float[Tensor, "N L"]]]) -> dict[str, Tensor]:
+        """The same from directions whose rows are sketched."""
+        weight_WN = self.weight_WN.to(rows[0][0])
+        shift = torch.stack([torch.stack([weight_WN @ row for row in of_teacher]) for of_teacher in rows]).double()
+        return {"step": self._parts(self.sketch, rows, self.states_NH), "shift": shift.movedim(2, 0)}
+
+    def _parts(self, sketch: OuterSketch, rows: Sequence[Sequence[Tensor]], right_NH: Tensor) -> Tensor:
+        weight_WN, columns = self.weight_WN.to(rows[0][0]), sketch.columns(right_NH.to(rows[0][0]))
+        found = [torch.stack([sketch.part(weight_WN, row, columns) for row in of_teacher]) for of_teacher in rows]
+        return torch.stack(found).movedim(2, 0)
+
+    def folded(self, step: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Sketches (W, C, O, L) and (W, C, O, F) that sums of parts stand for."""
+        shape = step.shape[:3]
+        flat = self.flat.turned(shift.flatten(0, 2)) if self.by_rows else self.flat.folded(shift.flatten(0, 2))
+        return self.sketch.folded(step.flatten(0, 2)).reshape(*shape, -1), flat.reshape(*shape, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,14 +114,14 @@ def chunk_numbers(
     sampled = _sampled(student_NV, children, taken) if any(o.expected or o.function for o in objectives) else (None, None)
     signals = [NodeSignals(student_NV, tau, sampled[0], sample_advantage=sampled[1]) for tau in teachers]
     pi = signals[0].student_probs
-    mine = _largest(_block_maxima(pi), max(_TOP, ranked), pi.shape[1], lambda tokens: pi.gather(1, tokens))
+    mine = largest(_block_maxima(pi), max(TOP, ranked), pi.shape[1], lambda tokens: pi.gather(1, tokens))
     moments = [[_moments(objective, signal, mine[:, 0]) for objective in objectives] for signal in signals]
     distances = [signal.teacher_probs - pi for signal in signals]
     strength, distance = _by_direction(moments, ranked), _by_distance(distances, ranked)
     kept = torch.cat([children, strength, distance, mine[:, :ranked]], dim=1)
     at = kept.clamp_min(0)
     divergences, ratios = zip(
-        *(_divergences(*pair, mine[:, :_TOP]) for pair in zip(signals, distances, strict=True)), strict=True
+        *(_divergences(*pair, mine[:, :TOP]) for pair in zip(signals, distances, strict=True)), strict=True
     )
     numbers = {
         "kept_NK": kept,
@@ -146,7 +168,9 @@ def _moments(objective: Objective, signals: NodeSignals, best_N: Tensor) -> _Mom
     around = expected - middle_N
     weighted = pi * around
     mean_N = weighted.sum(-1)
-    return _Moments(d, expected, middle_N[:, 0] + mean_N, norm2_N, (weighted.mul_(around).sum(-1) - mean_N**2).clamp_min(0), None)
+    return _Moments(
+        d, expected, middle_N[:, 0] + mean_N, norm2_N, (weighted.mul_(around).sum(-1) - mean_N**2).clamp_min(0), None
+    )
 
 
 def _by_direction(moments: list[list[_Moments]], count: int) -> Tensor:
@@ -160,16 +184,14 @@ def _by_direction(moments: list[list[_Moments]], count: int) -> Tensor:
 
     bound_NB = strength([_block_maxima(m.expected_NV.abs()) for m in every])
     vocabulary = every[0].expected_NV.shape[1]
-    return _largest(
-        bound_NB, count, vocabulary, lambda tokens: strength([m.expected_NV.gather(1, tokens).abs() for m in every])
-    )
+    return largest(bound_NB, count, vocabulary, lambda tokens: strength([m.expected_NV.gather(1, tokens).abs() for m in every]))
 
 
 def _by_distance(distances: list[Tensor], count: int) -> Tensor:
     """The tokens of the largest |tau - pi|, the largest over teachers: (N, count)."""
     bound_NB = torch.stack([_block_maxima(distance.abs()) for distance in distances]).amax(0)
     vocabulary = distances[0].shape[1]
-    return _largest(
+    return largest(
         bound_NB, count, vocabulary, lambda tokens: torch.stack([d.gather(1, tokens).abs() for d in distances]).amax(0)
     )
 
@@ -182,22 +204,34 @@ def _block_maxima(score_NV: Tensor) -> Float[Tensor, "N B"]:
     return torch.cat([*maxima, *rest], dim=1)
 
 
-def _largest(bound_NB: Tensor, count: int, vocabulary: int, score: Callable[[Tensor], Tensor]) -> Int[Tensor, "N K"]:
-    """The best `count` tokens of each row, best first: they lie in the `count` blocks with the best maxima, and only there is looked."""
+def largest(
+    bound_NB: Tensor,
+    count: int,
+    vocabulary: int,
+    score: Callable[[Tensor], Tensor],
+    members: Callable[[Tensor], Tensor] | None = None,
+) -> Int[Tensor, "N K"]:
+    """The best `count` tokens of each row, best first: they lie in the `count` blocks with the best maxima, and only there is looked.
+
+    `members` tells the tokens (N, M) of blocks (N, B), neighbours if it is not given; those past the vocabulary are left out.
+    """
     count = min(count, vocabulary)
-    blocks = bound_NB.topk(min(count, bound_NB.shape[1])).indices
-    tokens = (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=blocks.device)).flatten(1)
+    tokens = (members or _neighbours)(bound_NB.topk(min(count, bound_NB.shape[1])).indices)
     scores = score(tokens.clamp_max(vocabulary - 1)).masked_fill(tokens >= vocabulary, -torch.inf)
     return tokens.gather(1, scores.topk(count).indices)
+
+
+def _neighbours(blocks_NB: Tensor) -> Tensor:
+    return (blocks_NB[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=blocks_NB.device)).flatten(1)
 
 
 def _divergences(signals: NodeSignals, distance_NV: Tensor, mine_NT: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers of `DIVERGENCES` for N nodes, (N, D), and the mean square of tau / pi - 1 under pi; `mine` are pi's best tokens."""
     student, teacher, pi, tau = signals.student_logprobs, signals.teacher_logprobs, signals.student_probs, signals.teacher_probs
-    theirs = _largest(_block_maxima(tau), mine_NT.shape[1], tau.shape[1], lambda tokens: tau.gather(1, tokens))
+    theirs = largest(_block_maxima(tau), mine_NT.shape[1], tau.shape[1], lambda tokens: tau.gather(1, tokens))
     overlap = (mine_NT[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
     log_ratio, tiny = signals.log_ratio, torch.finfo(pi.dtype).tiny
-    ratio2 = (tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(_LARGEST).sum(-1) - 1
+    ratio2 = (tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(LARGEST).sum(-1) - 1
     mixture = (pi + tau).mul_(0.5).clamp_min_(tiny).log_()
     columns = [
         -vecdot(pi, log_ratio),
