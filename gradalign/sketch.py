@@ -88,7 +88,7 @@ class OuterSketch:
         if self.by_matrix:
             return right_NH
         _, _, bucket, sign = self._hashes
-        sketched = torch.zeros(len(right_NH), self.length).to(right_NH)
+        sketched = right_NH.new_zeros(len(right_NH), self.length)
         sketched.index_add_(1, bucket.to(right_NH.device), right_NH * sign.to(right_NH))
         return torch.fft.rfft(sketched)
 

@@ -1,22 +1,42 @@
-"""The Triton kernel behind `fused`: a program for each node, three walks over the scores of student and teacher, sums in registers."""
+"""The Triton kernel behind `fused`: a program for each node, three walks over the scores of student and teacher, sums in registers.
+
+Logarithms are to base 2 inside, as the hardware's are, and turned into nats at the end. Only the last stretch of a walk, past which the
+vocabulary ends, asks which lanes hold a token.
+"""
 
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 TILE = 1024
 GROUP = 8
+_LN2 = tl.constexpr(0.6931471805599453)
+_LOG2E = tl.constexpr(1.4426950408889634)
+_TINY = tl.constexpr(1.1754944e-38)
+_NEVER = tl.constexpr(-1e30)
 
 
 @triton.jit
-def _scores(pointer, place, there, factor):
-    """Scores in single precision; what is not there, or impossible, has so little that its probability is 0 and products with it are."""
-    return tl.maximum(tl.where(there, tl.load(pointer + place, mask=there, other=0.0).to(tl.float32) * factor, -1e30), -1e30)
+def _scores(pointer, place, factor, VOCABULARY: tl.constexpr, MASKED: tl.constexpr):
+    """Scores to base 2; what is not there, or impossible, has so little that its probability is 0, and products with it are."""
+    if MASKED:
+        there = place < VOCABULARY
+        return tl.maximum(
+            tl.where(there, tl.load(pointer + place, mask=there, other=0.0).to(tl.float32) * factor, _NEVER), _NEVER
+        )
+    return tl.maximum(tl.load(pointer + place).to(tl.float32) * factor, _NEVER)
 
 
 @triton.jit
 def _mixture(p, q, share):
-    """log of share q + (1 - share) p."""
-    return tl.log(tl.maximum(share * q + (1 - share) * p, 1.1754944e-38))
+    """Logarithm of share q + (1 - share) p."""
+    return tl.log2(tl.maximum(share * q + (1 - share) * p, _TINY))
+
+
+@triton.jit
+def _added(most, total, score):
+    """A running maximum and the sum of 2 ** (scores - maximum), with one more score."""
+    less = tl.exp2(-tl.abs(score - most))
+    return tl.maximum(most, score), tl.where(score > most, total * less + 1.0, total + less)
 
 
 @triton.jit
@@ -36,68 +56,68 @@ def numbers_kernel(
     node = tl.program_id(0).to(tl.int64)
     student += node * student_stride
     teacher += node * teacher_stride
+    student_factor *= _LOG2E
+    teacher_factor *= _LOG2E
     lane = tl.arange(0, TILE)
     zero = tl.zeros((TILE,), tl.float32)
+    WHOLE: tl.constexpr = VOCABULARY // TILE * TILE
 
-    # 1: log of the sums of exponentials, lane by lane, and the student's likeliest token
-    most_s, most_t, total_s, total_t, likeliest = zero - 1e30, zero - 1e30, zero, zero, lane
-    for start in range(0, VOCABULARY, TILE):
-        place = start + lane
-        there = place < VOCABULARY
-        x = _scores(student, place, there, student_factor)
-        y = _scores(teacher, place, there, teacher_factor)
-        likeliest = tl.where(x > most_s, place, likeliest)
-        new_s, new_t = tl.maximum(most_s, x), tl.maximum(most_t, y)
-        total_s = total_s * tl.exp(most_s - new_s) + tl.exp(x - new_s)
-        total_t = total_t * tl.exp(most_t - new_t) + tl.exp(y - new_t)
-        most_s, most_t = new_s, new_t
+    # 1: logarithms of the sums of exponentials, lane by lane, and the student's likeliest token
+    most_s, most_t, total_s, total_t, likeliest = zero + _NEVER, zero + _NEVER, zero, zero, lane
+    for masked in tl.static_range(2):
+        for start in range(WHOLE if masked else 0, VOCABULARY if masked else WHOLE, TILE):
+            place = start + lane
+            x = _scores(student, place, student_factor, VOCABULARY, masked)
+            y = _scores(teacher, place, teacher_factor, VOCABULARY, masked)
+            likeliest = tl.where(x > most_s, place, likeliest)
+            most_s, total_s = _added(most_s, total_s, x)
+            most_t, total_t = _added(most_t, total_t, y)
     top_s, top_t = tl.max(most_s), tl.max(most_t)
-    lse_s = top_s + tl.log(tl.sum(total_s * tl.exp(most_s - top_s)))
-    lse_t = top_t + tl.log(tl.sum(total_t * tl.exp(most_t - top_t)))
+    lse_s = top_s + tl.log2(tl.sum(total_s * tl.exp2(most_s - top_s)))
+    lse_t = top_t + tl.log2(tl.sum(total_t * tl.exp2(most_t - top_t)))
     best = tl.min(tl.where(most_s == top_s, likeliest, 2147483647))
 
     # 2: sums that need nothing but the two distributions
     entropy_s, entropy_t, reverse, forward, even = zero, zero, zero, zero, zero
-    distance2, product, student2, teacher2, ratio2, skewed = zero, zero, zero, zero, zero, zero
-    for start in range(0, VOCABULARY, TILE):
-        place = start + lane
-        there = place < VOCABULARY
-        s = _scores(student, place, there, student_factor) - lse_s
-        t = _scores(teacher, place, there, teacher_factor) - lse_t
-        p, q, ratio = tl.exp(s), tl.exp(t), t - s
-        entropy_s -= p * s
-        entropy_t -= q * t
-        reverse += p * ratio
-        forward += q * ratio
-        middle = _mixture(p, q, 0.5)
-        even += p * (s - middle) + q * (t - middle)
-        distance2 += (q - p) * (q - p)
-        product += p * q
-        student2 += p * p
-        teacher2 += q * q
-        ratio2 += tl.minimum(q * q / tl.maximum(p, 1.1754944e-38), LARGEST)
-        if JSD >= 0:
-            skewed += p * (_mixture(p, q, beta) - s)
-    mean_r, mean_j = tl.sum(reverse), (1 - beta) * tl.sum(skewed)
+    distance2, student2, teacher2, ratio2, skewed = zero, zero, zero, zero, zero
+    for masked in tl.static_range(2):
+        for start in range(WHOLE if masked else 0, VOCABULARY if masked else WHOLE, TILE):
+            place = start + lane
+            s = _scores(student, place, student_factor, VOCABULARY, masked) - lse_s
+            t = _scores(teacher, place, teacher_factor, VOCABULARY, masked) - lse_t
+            p, q, ratio = tl.exp2(s), tl.exp2(t), t - s
+            entropy_s += p * s
+            entropy_t += q * t
+            reverse += p * ratio
+            forward += q * ratio
+            even += (p + q) * (s - _mixture(p, q, 0.5))
+            distance2 += (q - p) * (q - p)
+            student2 += p * p
+            teacher2 += q * q
+            ratio2 += tl.minimum(q * tl.exp2(tl.minimum(ratio, 126.0)), LARGEST)
+            if JSD >= 0:
+                skewed += p * (_mixture(p, q, beta) - s)
+    mean_r, mean_j, away = tl.sum(reverse), (1 - beta) * tl.sum(skewed), tl.sum(distance2)
+    forwards, self_s, self_t = tl.sum(forward), tl.sum(student2), tl.sum(teacher2)
     out = sums + node * 13
-    tl.store(out, lse_s)
-    tl.store(out + 1, lse_t)
-    tl.store(out + 2, tl.sum(entropy_s))
-    tl.store(out + 3, tl.sum(entropy_t))
-    tl.store(out + 4, -mean_r)
-    tl.store(out + 5, tl.sum(forward))
-    tl.store(out + 6, 0.5 * tl.sum(even))
-    tl.store(out + 7, tl.sum(distance2))
-    tl.store(out + 8, tl.sum(product))
-    tl.store(out + 9, tl.sum(student2))
-    tl.store(out + 10, tl.sum(teacher2))
+    tl.store(out, lse_s * _LN2)
+    tl.store(out + 1, lse_t * _LN2)
+    tl.store(out + 2, -tl.sum(entropy_s) * _LN2)
+    tl.store(out + 3, -tl.sum(entropy_t) * _LN2)
+    tl.store(out + 4, -mean_r * _LN2)
+    tl.store(out + 5, forwards * _LN2)
+    tl.store(out + 6, 0.5 * (tl.sum(even) + forwards) * _LN2)
+    tl.store(out + 7, away)
+    tl.store(out + 8, 0.5 * (self_s + self_t - away))
+    tl.store(out + 9, self_s)
+    tl.store(out + 10, self_t)
     tl.store(out + 11, tl.sum(ratio2))
     tl.store(out + 12, best.to(tl.float32))
 
     # 3: directions around that at the likeliest token, where nothing large cancels; buckets of the sketch, whose tokens lie one in each run
-    s_best = tl.maximum(tl.load(student + best).to(tl.float32) * student_factor, -1e30) - lse_s
-    t_best = tl.maximum(tl.load(teacher + best).to(tl.float32) * teacher_factor, -1e30) - lse_t
-    p_best, q_best = tl.exp(s_best), tl.exp(t_best)
+    s_best = tl.maximum(tl.load(student + best).to(tl.float32) * student_factor, _NEVER) - lse_s
+    t_best = tl.maximum(tl.load(teacher + best).to(tl.float32) * teacher_factor, _NEVER) - lse_t
+    p_best, q_best = tl.exp2(s_best), tl.exp2(t_best)
     around_r = p_best * (t_best - s_best - mean_r)
     around_f = q_best - p_best
     around_j = p_best * ((1 - beta) * (_mixture(p_best, q_best, beta) - s_best) - mean_j)
@@ -107,63 +127,69 @@ def numbers_kernel(
         bucket = tile * TILE + lane
         row_r, row_f, row_j, row_s = zero, zero, zero, zero
         high_s, high_t, high_d, high_r, high_j = zero, zero, zero, zero, zero
-        for run in range(RUNS):
-            place = bucket - tl.load(shifts + run)
-            place = tl.where(place < 0, place + LENGTH, place) + run * LENGTH
-            there = place < VOCABULARY
-            s = _scores(student, place, there, student_factor) - lse_s
-            t = _scores(teacher, place, there, teacher_factor) - lse_t
-            sign = tl.load(signs + place, mask=there, other=0).to(tl.float32)
-            p, q = tl.exp(s), tl.exp(t)
-            high_s, high_t = tl.maximum(high_s, p), tl.maximum(high_t, q)
-            f = q - p
-            high_d = tl.maximum(high_d, tl.abs(f))
-            if FORWARD >= 0:
-                first_f += p * (f - around_f)
-                second_f += p * (f - around_f) * (f - around_f)
-                row_f += sign * f
-            if REVERSE >= 0:
-                r = p * (t - s - mean_r)
-                first_r += p * (r - around_r)
-                second_r += p * (r - around_r) * (r - around_r)
-                norm2_r += r * r
-                high_r = tl.maximum(high_r, tl.abs(r))
-                row_r += sign * r
-            if JSD >= 0:
-                j = p * ((1 - beta) * (_mixture(p, q, beta) - s) - mean_j)
-                first_j += p * (j - around_j)
-                second_j += p * (j - around_j) * (j - around_j)
-                norm2_j += j * j
-                high_j = tl.maximum(high_j, tl.abs(j))
-                row_j += sign * j
-            if STUDENT >= 0:
-                row_s += sign * p
+        for masked in tl.static_range(2):
+            for run in range(RUNS - 1 if masked else 0, RUNS if masked else RUNS - 1):
+                place = bucket - tl.load(shifts + run)
+                place = tl.where(place < 0, place + LENGTH, place) + run * LENGTH
+                s = _scores(student, place, student_factor, VOCABULARY, masked) - lse_s
+                t = _scores(teacher, place, teacher_factor, VOCABULARY, masked) - lse_t
+                if masked:
+                    sign = tl.load(signs + place, mask=place < VOCABULARY, other=0).to(tl.float32)
+                else:
+                    sign = tl.load(signs + place).to(tl.float32)
+                p, q = tl.exp2(s), tl.exp2(t)
+                high_s, high_t = tl.maximum(high_s, p), tl.maximum(high_t, q)
+                f = q - p
+                high_d = tl.maximum(high_d, tl.abs(f))
+                if FORWARD >= 0:
+                    weighted_f = p * (f - around_f)
+                    first_f += weighted_f
+                    second_f += weighted_f * (f - around_f)
+                    row_f += sign * f
+                if REVERSE >= 0:
+                    r = p * (t - s - mean_r)
+                    weighted_r = p * (r - around_r)
+                    first_r += weighted_r
+                    second_r += weighted_r * (r - around_r)
+                    norm2_r += r * r
+                    high_r = tl.maximum(high_r, tl.abs(r))
+                    row_r += sign * r
+                if JSD >= 0:
+                    j = p * ((1 - beta) * (_mixture(p, q, beta) - s) - mean_j)
+                    weighted_j = p * (j - around_j)
+                    first_j += weighted_j
+                    second_j += weighted_j * (j - around_j)
+                    norm2_j += j * j
+                    high_j = tl.maximum(high_j, tl.abs(j))
+                    row_j += sign * j
+                if STUDENT >= 0:
+                    row_s += sign * p
         to = rows + node * KEPT * LENGTH + bucket
         if REVERSE >= 0:
-            tl.store(to + REVERSE * LENGTH, row_r)
+            tl.store(to + REVERSE * LENGTH, row_r * _LN2)
         if FORWARD >= 0:
             tl.store(to + FORWARD * LENGTH, row_f)
         if JSD >= 0:
-            tl.store(to + JSD * LENGTH, row_j)
+            tl.store(to + JSD * LENGTH, row_j * _LN2)
         if STUDENT >= 0:
             tl.store(to + STUDENT * LENGTH, row_s)
         high = maxima + node * 5 * (LENGTH // GROUP) + tile * (TILE // GROUP) + group
         tl.store(high, _highest(high_s, GROUP, TILE))
         tl.store(high + LENGTH // GROUP, _highest(high_t, GROUP, TILE))
         tl.store(high + 2 * (LENGTH // GROUP), _highest(high_d, GROUP, TILE))
-        tl.store(high + 3 * (LENGTH // GROUP), _highest(high_r, GROUP, TILE))
-        tl.store(high + 4 * (LENGTH // GROUP), _highest(high_j, GROUP, TILE))
+        tl.store(high + 3 * (LENGTH // GROUP), _highest(high_r, GROUP, TILE) * _LN2)
+        tl.store(high + 4 * (LENGTH // GROUP), _highest(high_j, GROUP, TILE) * _LN2)
     out = moments + node * 12
     one_r, one_f, one_j = tl.sum(first_r), tl.sum(first_f), tl.sum(first_j)
-    tl.store(out, mean_r)
-    tl.store(out + 1, around_r + one_r)
-    tl.store(out + 2, tl.sum(norm2_r))
-    tl.store(out + 3, tl.maximum(tl.sum(second_r) - one_r * one_r, 0.0))
+    tl.store(out, mean_r * _LN2)
+    tl.store(out + 1, (around_r + one_r) * _LN2)
+    tl.store(out + 2, tl.sum(norm2_r) * _LN2 * _LN2)
+    tl.store(out + 3, tl.maximum(tl.sum(second_r) - one_r * one_r, 0.0) * _LN2 * _LN2)
     tl.store(out + 4, 1.0)
     tl.store(out + 5, around_f + one_f)
-    tl.store(out + 6, tl.sum(distance2))
+    tl.store(out + 6, away)
     tl.store(out + 7, tl.maximum(tl.sum(second_f) - one_f * one_f, 0.0))
-    tl.store(out + 8, mean_j)
-    tl.store(out + 9, around_j + one_j)
-    tl.store(out + 10, tl.sum(norm2_j))
-    tl.store(out + 11, tl.maximum(tl.sum(second_j) - one_j * one_j, 0.0))
+    tl.store(out + 8, mean_j * _LN2)
+    tl.store(out + 9, (around_j + one_j) * _LN2)
+    tl.store(out + 10, tl.sum(norm2_j) * _LN2 * _LN2)
+    tl.store(out + 11, tl.maximum(tl.sum(second_j) - one_j * one_j, 0.0) * _LN2 * _LN2)

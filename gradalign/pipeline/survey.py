@@ -5,7 +5,8 @@ of nodes only; what leaves it are numbers per node, values at a few kept tokens,
 layer.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -29,6 +30,7 @@ _HEAD_CELLS = (
     6 << 20
 )  # of one array of logits: matrix products want more rows, and below 32 MB memory is not taken anew each time
 _SHARE = 0.25  # of a GPU's free memory
+_KEPT_SHARE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,34 +124,19 @@ def survey_states(
         entropy_N = _entropies(models[0], hidden[0])
         factor_WN[1:] = [weighting.factors(entropy_N, visits_N, wrong_N) for weighting in weightings]
     stepping = Stepping(sketch, flat, hidden[0], torch.from_numpy(factor_WN * visits_N / len(request.sequences)))
-    sizes = _sizes(models, objectives, hidden[0].device)
-
     source = _Source(models, hidden, children, objectives, ranked, stepping)
-    whole = source.fused if source.can_fuse() else lambda start, stop: source.plain(start, stop, sizes[1])
+    size, numbers = source.way()
     chunks, sums = [], {"step": np.zeros(()), "shift": np.zeros(())}
-    for found in Batches(sizes[0], "the pass over the vocabulary").over(len(nodes), whole):
-        for chunk in found:
-            sums = {
-                name: total + chunk.pop(name) for name, total in sums.items()
-            }  # as long as many nodes: never kept for each chunk
-            chunks.append(chunk)
+    for chunk in itertools.chain.from_iterable(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers)):
+        sums = {name: total + chunk.pop(name) for name, total in sums.items()}  # as long as many nodes: not kept for each chunk
+        chunks.append(chunk)
     joined = {name: np.concatenate([chunk[name] for chunk in chunks], axis=_NODE_AXIS.get(name, 0)) for name in chunks[0]}
     step_WCOL, shift_WCOF = stepping.folded(torch.from_numpy(sums["step"]), torch.from_numpy(sums["shift"]))
     return Survey(
-        nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), sketch=sketch, flat=flat, student_states=hidden[0].cpu(),
+        nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), sketch=sketch, flat=flat, student_states=_kept_states(hidden[0]),
         device=hidden[0].device, factor_WN=factor_WN, step_WCOL=step_WCOL.numpy(), shift_WCOF=shift_WCOF.numpy(),
         **joined,
     )  # fmt: skip
-
-
-def _sizes(models: Sequence[LanguageModel], objectives: Sequence[Objective], device: torch.device) -> tuple[int, int]:
-    """Nodes whose logits are made together, and nodes whose numbers are."""
-    vocabulary = models[0].vocabulary_size
-    if device.type != "cuda":
-        return max(1, _HEAD_CELLS // vocabulary), max(1, _CELLS // vocabulary)
-    arrays = 6 + 2 * len(models) + (2 * len(objectives) + 3) * (len(models) - 1)
-    rows = max(1, int(_SHARE * torch.cuda.mem_get_info(device)[0]) // (4 * vocabulary * arrays))
-    return rows, rows
 
 
 def _present_first(models: Sequence[LanguageModel]) -> list[int]:
@@ -230,11 +217,22 @@ class _Source:
     ranked: int
     stepping: Stepping
 
-    def can_fuse(self) -> bool:
-        """Do logits go straight into kernels? Only those of whole models on one GPU."""
-        devices = {states.device for states in self.hidden}
-        whole = all(isinstance(model, CausalLanguageModel) for model in self.models)
-        return whole and len(devices) == 1 and can_fuse(self.objectives, self.stepping, devices.pop())
+    def way(self) -> tuple[int, Callable[[int, int], list[dict[str, np.ndarray]]]]:
+        """How many nodes go through the output layers together, and how their numbers are made.
+
+        Logits of whole models on one GPU go straight into kernels, if these know the objectives.
+        """
+        device, vocabulary, teachers = self.hidden[0].device, self.models[0].vocabulary_size, len(self.models) - 1
+        if device.type != "cuda":
+            return max(1, _HEAD_CELLS // vocabulary), lambda start, stop: self.plain(start, stop, max(1, _CELLS // vocabulary))
+        room = int(_SHARE * torch.cuda.mem_get_info(device)[0]) // 4
+        alike = (
+            all(isinstance(model, CausalLanguageModel) for model in self.models) and len({h.device for h in self.hidden}) == 1
+        )
+        if alike and can_fuse(self.objectives, self.stepping, device):
+            return max(1, room // (len(self.models) * vocabulary + 8 * teachers * self.stepping.sketch.length)), self.fused
+        arrays = 6 + 2 * len(self.models) + (2 * len(self.objectives) + 3) * teachers
+        return max(1, room // (arrays * vocabulary)), lambda start, stop: self.plain(start, stop, stop - start)
 
     @torch.inference_mode()
     def fused(self, start: int, stop: int) -> list[dict[str, np.ndarray]]:
@@ -266,6 +264,13 @@ class _Source:
         teachers, tails = zip(*(spread_tail(tau.to(student), student) for tau in told), strict=True)
         values, directions = chunk_numbers(student, teachers, self.taken.part(nodes), self.objectives, self.ranked)
         return _arrays(values | {"tail_CN": torch.stack(tails)} | self.stepping.part(nodes).of_directions(directions))
+
+
+def _kept_states(states_NH: Tensor) -> Tensor:
+    """Where they are, unless they are much of what a GPU has left."""
+    if states_NH.is_cuda and states_NH.nbytes > _KEPT_SHARE * torch.cuda.mem_get_info(states_NH.device)[0]:
+        return states_NH.cpu()
+    return states_NH
 
 
 def _arrays(values: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -63,7 +63,7 @@ class Stepping:
         rows = [[self.sketch.rows(d) for d in row] for row in directions]
         if self.by_rows:
             return self.of_rows(rows)
-        ones = torch.ones(len(self.states_NH), 1).to(directions[0][0])
+        ones = directions[0][0].new_ones(len(self.states_NH), 1)
         return {"step": self._parts(self.sketch, rows, self.states_NH), "shift": self._parts(self.flat, directions, ones)}
 
     def of_rows(self, rows: Sequence[Sequence[Float[Tensor, "N L"]]]) -> dict[str, Tensor]:
