@@ -12,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradalign.objectives import Objective
-from gradalign.pipeline.vocabulary import LARGEST, TOP, Stepping, Taken, largest
+from gradalign.pipeline.vocabulary import LARGEST, TOP, Stepping, Taken
 from gradalign.sketch import OuterSketch
 
 try:
-    from gradalign.pipeline.kernels import GROUP, TILE, numbers_kernel
+    from gradalign.pipeline.kernels import GROUP, TILE, numbers_kernel, top_kernel
 except ImportError:  # no Triton: no GPU, or not one of its kind
-    numbers_kernel = None
+    numbers_kernel = top_kernel = None
 
 _TINY = torch.finfo(torch.float32).tiny
 _WARPS = 8
@@ -74,24 +74,21 @@ def fused_numbers(
         _Look.at(scores[0], other, factors[0], factor, forms, sketch)
         for other, factor in zip(scores[1:], factors[1:], strict=True)
     ]
-    first, vocabulary = looks[0], scores[0].shape[1]
+    first = looks[0]
     children = torch.from_numpy(taken.tokens_NS).to(scores[0].device)
     share = torch.from_numpy(taken.share_NS).to(scores[0].device, torch.float32)
 
-    def best(bound_NB: Tensor, count: int, score: Callable[[Tensor], Tensor]) -> Tensor:
-        return largest(bound_NB, count, vocabulary, score, first.members)
-
-    mine = best(first.maxima["student"], max(TOP, ranked), lambda tokens: first.logprobs(tokens)[0])
-    theirs = [best(look.maxima["teacher"], TOP, lambda tokens, look=look: look.logprobs(tokens)[1]) for look in looks]
+    mine = first.best(first.maxima["student"], max(TOP, ranked), lambda tokens: first.scores[0].gather(1, tokens))
+    theirs = [look.best(look.maxima["teacher"], TOP, lambda at, look=look: look.scores[1].gather(1, at)) for look in looks]
     pairs = [
         (look, form, look.moments[form.slot]["norm2"].sqrt().clamp_min(_TINY)[:, None]) for look in looks for form in forms
     ]
-    strength = best(
+    strength = first.best(
         torch.stack([look.bound(form.slot) / length for look, form, length in pairs]).amax(0),
         ranked,
         lambda tokens: torch.stack([look.direction(form, tokens).abs() / length for look, form, length in pairs]).amax(0),
     )
-    distance = best(
+    distance = first.best(
         torch.stack([look.maxima["distance"] for look in looks]).amax(0),
         ranked,
         lambda tokens: torch.stack([look.direction(_Form("forward"), tokens).abs() for look in looks]).amax(0),
@@ -191,6 +188,13 @@ class _Look:
         place = (bucket[..., None] - self.shifts_R) % self.length
         return (place + torch.arange(len(self.shifts_R), device=place.device) * self.length).flatten(1)
 
+    def best(self, bound_NB: Tensor, count: int, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """The best `count` tokens of each row, best first, which lie in the `count` groups with the best maxima."""
+        tokens = self.members(_top(bound_NB, count))
+        vocabulary = self.scores[0].shape[1]
+        scores = score(tokens.clamp_max(vocabulary - 1)).masked_fill_(tokens >= vocabulary, -torch.inf)
+        return tokens.gather(1, _top(scores, count))
+
     def bound(self, slot: str) -> Tensor:
         """Maxima of |d| in each group."""
         return self.maxima["distance" if slot == "forward" else slot]
@@ -211,6 +215,16 @@ class _Look:
         mixture = (form.beta * t.exp() + (1 - form.beta) * s.exp()).clamp_min(_TINY).log()
         signal = t - s if form.slot == "reverse" else (1 - form.beta) * (mixture - s)
         return s.exp() * (signal - self.moments[form.slot]["mean"][:, None])
+
+
+def _top(values_NM: Tensor, count: int) -> Tensor:
+    """The places of the `count` largest in each row, largest first."""
+    places = torch.empty(len(values_NM), count, dtype=torch.int64, device=values_NM.device)
+    width = values_NM.shape[1]
+    top_kernel[(len(values_NM),)](  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+        values_NM, values_NM.stride(0), places, WIDTH=width, PADDED=1 << (width - 1).bit_length(), COUNT=count, num_warps=4
+    )
+    return places
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The Triton kernel behind `fused`: a program for each node, three walks over the scores of student and teacher, sums in registers.
+"""The Triton kernel behind `fused`: a program for each node, two walks over the scores of student and teacher, sums in registers.
 
 Logarithms are to base 2 inside, as the hardware's are, and turned into nats at the end. Only the last stretch of a walk, past which the
 vocabulary ends, asks which lanes hold a token.
@@ -33,10 +33,11 @@ def _mixture(p, q, share):
 
 
 @triton.jit
-def _added(most, total, score):
-    """A running maximum and the sum of 2 ** (scores - maximum), with one more score."""
-    less = tl.exp2(-tl.abs(score - most))
-    return tl.maximum(most, score), tl.where(score > most, total * less + 1.0, total + less)
+def _added(most, total, weighted, score, value):
+    """A running maximum, the sum of 2 ** (scores - maximum) and that of these times values, with one more score."""
+    less, higher = tl.exp2(-tl.abs(score - most)), score > most
+    total = tl.where(higher, total * less + 1.0, total + less)
+    return tl.maximum(most, score), total, tl.where(higher, weighted * less + value, weighted + less * value)
 
 
 @triton.jit
@@ -62,65 +63,43 @@ def numbers_kernel(
     zero = tl.zeros((TILE,), tl.float32)
     WHOLE: tl.constexpr = VOCABULARY // TILE * TILE
 
-    # 1: logarithms of the sums of exponentials, lane by lane, and the student's likeliest token
-    most_s, most_t, total_s, total_t, likeliest = zero + _NEVER, zero + _NEVER, zero, zero, lane
+    # 1: logarithms of the sums of exponentials and the mean log-ratio, lane by lane, and the student's likeliest token
+    most_s, most_t, total_s, total_t, apart, likeliest = zero + _NEVER, zero + _NEVER, zero, zero, zero, lane
     for masked in tl.static_range(2):
         for start in range(WHOLE if masked else 0, VOCABULARY if masked else WHOLE, TILE):
             place = start + lane
             x = _scores(student, place, student_factor, VOCABULARY, masked)
             y = _scores(teacher, place, teacher_factor, VOCABULARY, masked)
             likeliest = tl.where(x > most_s, place, likeliest)
-            most_s, total_s = _added(most_s, total_s, x)
-            most_t, total_t = _added(most_t, total_t, y)
+            most_s, total_s, apart = _added(most_s, total_s, apart, x, y - x)
+            most_t, total_t, _ = _added(most_t, total_t, zero, y, zero)
     top_s, top_t = tl.max(most_s), tl.max(most_t)
-    lse_s = top_s + tl.log2(tl.sum(total_s * tl.exp2(most_s - top_s)))
-    lse_t = top_t + tl.log2(tl.sum(total_t * tl.exp2(most_t - top_t)))
+    sum_s, sum_t = tl.sum(total_s * tl.exp2(most_s - top_s)), tl.sum(total_t * tl.exp2(most_t - top_t))
+    lse_s, lse_t = top_s + tl.log2(sum_s), top_t + tl.log2(sum_t)
+    mean_r = tl.sum(apart * tl.exp2(most_s - top_s)) / sum_s + lse_s - lse_t
     best = tl.min(tl.where(most_s == top_s, likeliest, 2147483647))
 
-    # 2: sums that need nothing but the two distributions
-    entropy_s, entropy_t, reverse, forward, even = zero, zero, zero, zero, zero
-    distance2, student2, teacher2, ratio2, skewed = zero, zero, zero, zero, zero
-    for masked in tl.static_range(2):
-        for start in range(WHOLE if masked else 0, VOCABULARY if masked else WHOLE, TILE):
-            place = start + lane
-            s = _scores(student, place, student_factor, VOCABULARY, masked) - lse_s
-            t = _scores(teacher, place, teacher_factor, VOCABULARY, masked) - lse_t
-            p, q, ratio = tl.exp2(s), tl.exp2(t), t - s
-            entropy_s += p * s
-            entropy_t += q * t
-            reverse += p * ratio
-            forward += q * ratio
-            even += (p + q) * (s - _mixture(p, q, 0.5))
-            distance2 += (q - p) * (q - p)
-            student2 += p * p
-            teacher2 += q * q
-            ratio2 += tl.minimum(q * tl.exp2(tl.minimum(ratio, 126.0)), LARGEST)
-            if JSD >= 0:
-                skewed += p * (_mixture(p, q, beta) - s)
-    mean_r, mean_j, away = tl.sum(reverse), (1 - beta) * tl.sum(skewed), tl.sum(distance2)
-    forwards, self_s, self_t = tl.sum(forward), tl.sum(student2), tl.sum(teacher2)
-    out = sums + node * 13
-    tl.store(out, lse_s * _LN2)
-    tl.store(out + 1, lse_t * _LN2)
-    tl.store(out + 2, -tl.sum(entropy_s) * _LN2)
-    tl.store(out + 3, -tl.sum(entropy_t) * _LN2)
-    tl.store(out + 4, -mean_r * _LN2)
-    tl.store(out + 5, forwards * _LN2)
-    tl.store(out + 6, 0.5 * (tl.sum(even) + forwards) * _LN2)
-    tl.store(out + 7, away)
-    tl.store(out + 8, 0.5 * (self_s + self_t - away))
-    tl.store(out + 9, self_s)
-    tl.store(out + 10, self_t)
-    tl.store(out + 11, tl.sum(ratio2))
-    tl.store(out + 12, best.to(tl.float32))
+    # 2: the mean of the one signal that is not linear in the log-ratio
+    mean_j = 0.0
+    if JSD >= 0:
+        skewed = zero
+        for masked in tl.static_range(2):
+            for start in range(WHOLE if masked else 0, VOCABULARY if masked else WHOLE, TILE):
+                s = _scores(student, start + lane, student_factor, VOCABULARY, masked) - lse_s
+                t = _scores(teacher, start + lane, teacher_factor, VOCABULARY, masked) - lse_t
+                p = tl.exp2(s)
+                skewed += p * (_mixture(p, tl.exp2(t), beta) - s)
+        mean_j = (1 - beta) * tl.sum(skewed)
 
-    # 3: directions around that at the likeliest token, where nothing large cancels; buckets of the sketch, whose tokens lie one in each run
+    # 3: sums, directions around that at the likeliest token, where nothing large cancels, and buckets of the sketch, run by run
     s_best = tl.maximum(tl.load(student + best).to(tl.float32) * student_factor, _NEVER) - lse_s
     t_best = tl.maximum(tl.load(teacher + best).to(tl.float32) * teacher_factor, _NEVER) - lse_t
     p_best, q_best = tl.exp2(s_best), tl.exp2(t_best)
     around_r = p_best * (t_best - s_best - mean_r)
     around_f = q_best - p_best
     around_j = p_best * ((1 - beta) * (_mixture(p_best, q_best, beta) - s_best) - mean_j)
+    entropy_s, entropy_t, reverse, forward, even = zero, zero, zero, zero, zero
+    distance2, student2, teacher2, ratio2 = zero, zero, zero, zero
     first_r, second_r, norm2_r, first_f, second_f, first_j, second_j, norm2_j = zero, zero, zero, zero, zero, zero, zero, zero
     group = tl.arange(0, TILE // GROUP)
     for tile in range(LENGTH // TILE):
@@ -137,9 +116,18 @@ def numbers_kernel(
                     sign = tl.load(signs + place, mask=place < VOCABULARY, other=0).to(tl.float32)
                 else:
                     sign = tl.load(signs + place).to(tl.float32)
-                p, q = tl.exp2(s), tl.exp2(t)
-                high_s, high_t = tl.maximum(high_s, p), tl.maximum(high_t, q)
+                p, q, ratio = tl.exp2(s), tl.exp2(t), t - s
                 f = q - p
+                entropy_s += p * s
+                entropy_t += q * t
+                reverse += p * ratio
+                forward += q * ratio
+                even += (p + q) * (s - _mixture(p, q, 0.5))
+                distance2 += f * f
+                student2 += p * p
+                teacher2 += q * q
+                ratio2 += tl.minimum(q * tl.exp2(tl.minimum(ratio, 126.0)), LARGEST)
+                high_s, high_t = tl.maximum(high_s, p), tl.maximum(high_t, q)
                 high_d = tl.maximum(high_d, tl.abs(f))
                 if FORWARD >= 0:
                     weighted_f = p * (f - around_f)
@@ -147,7 +135,7 @@ def numbers_kernel(
                     second_f += weighted_f * (f - around_f)
                     row_f += sign * f
                 if REVERSE >= 0:
-                    r = p * (t - s - mean_r)
+                    r = p * (ratio - mean_r)
                     weighted_r = p * (r - around_r)
                     first_r += weighted_r
                     second_r += weighted_r * (r - around_r)
@@ -179,6 +167,21 @@ def numbers_kernel(
         tl.store(high + 2 * (LENGTH // GROUP), _highest(high_d, GROUP, TILE))
         tl.store(high + 3 * (LENGTH // GROUP), _highest(high_r, GROUP, TILE) * _LN2)
         tl.store(high + 4 * (LENGTH // GROUP), _highest(high_j, GROUP, TILE) * _LN2)
+    away, forwards, self_s, self_t = tl.sum(distance2), tl.sum(forward), tl.sum(student2), tl.sum(teacher2)
+    out = sums + node * 13
+    tl.store(out, lse_s * _LN2)
+    tl.store(out + 1, lse_t * _LN2)
+    tl.store(out + 2, -tl.sum(entropy_s) * _LN2)
+    tl.store(out + 3, -tl.sum(entropy_t) * _LN2)
+    tl.store(out + 4, -tl.sum(reverse) * _LN2)
+    tl.store(out + 5, forwards * _LN2)
+    tl.store(out + 6, 0.5 * (tl.sum(even) + forwards) * _LN2)
+    tl.store(out + 7, away)
+    tl.store(out + 8, 0.5 * (self_s + self_t - away))
+    tl.store(out + 9, self_s)
+    tl.store(out + 10, self_t)
+    tl.store(out + 11, tl.sum(ratio2))
+    tl.store(out + 12, best.to(tl.float32))
     out = moments + node * 12
     one_r, one_f, one_j = tl.sum(first_r), tl.sum(first_f), tl.sum(first_j)
     tl.store(out, mean_r * _LN2)
@@ -193,3 +196,16 @@ def numbers_kernel(
     tl.store(out + 9, (around_j + one_j) * _LN2)
     tl.store(out + 10, tl.sum(norm2_j) * _LN2 * _LN2)
     tl.store(out + 11, tl.maximum(tl.sum(second_j) - one_j * one_j, 0.0) * _LN2 * _LN2)
+
+
+@triton.jit
+def top_kernel(values, stride, places, WIDTH: tl.constexpr, PADDED: tl.constexpr, COUNT: tl.constexpr):
+    """The places of the `COUNT` largest of a row's values, largest first: for few of a few thousand."""
+    row = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, PADDED)
+    left = tl.load(values + row * stride + lane, mask=lane < WIDTH, other=float("-inf")).to(tl.float32)
+    left = tl.where(lane < WIDTH, tl.maximum(left, -3.0e38), float("-inf"))
+    for i in tl.static_range(COUNT):
+        place = tl.argmax(left, axis=0)
+        tl.store(places + row * COUNT + i, place.to(tl.int64))
+        left = tl.where(lane == place, float("-inf"), left)

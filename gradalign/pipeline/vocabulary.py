@@ -114,7 +114,7 @@ def chunk_numbers(
     sampled = _sampled(student_NV, children, taken) if any(o.expected or o.function for o in objectives) else (None, None)
     signals = [NodeSignals(student_NV, tau, sampled[0], sample_advantage=sampled[1]) for tau in teachers]
     pi = signals[0].student_probs
-    mine = largest(_block_maxima(pi), max(TOP, ranked), pi.shape[1], lambda tokens: pi.gather(1, tokens))
+    mine = _largest(_block_maxima(pi), max(TOP, ranked), pi.shape[1], lambda tokens: pi.gather(1, tokens))
     moments = [[_moments(objective, signal, mine[:, 0]) for objective in objectives] for signal in signals]
     distances = [signal.teacher_probs - pi for signal in signals]
     strength, distance = _by_direction(moments, ranked), _by_distance(distances, ranked)
@@ -184,14 +184,16 @@ def _by_direction(moments: list[list[_Moments]], count: int) -> Tensor:
 
     bound_NB = strength([_block_maxima(m.expected_NV.abs()) for m in every])
     vocabulary = every[0].expected_NV.shape[1]
-    return largest(bound_NB, count, vocabulary, lambda tokens: strength([m.expected_NV.gather(1, tokens).abs() for m in every]))
+    return _largest(
+        bound_NB, count, vocabulary, lambda tokens: strength([m.expected_NV.gather(1, tokens).abs() for m in every])
+    )
 
 
 def _by_distance(distances: list[Tensor], count: int) -> Tensor:
     """The tokens of the largest |tau - pi|, the largest over teachers: (N, count)."""
     bound_NB = torch.stack([_block_maxima(distance.abs()) for distance in distances]).amax(0)
     vocabulary = distances[0].shape[1]
-    return largest(
+    return _largest(
         bound_NB, count, vocabulary, lambda tokens: torch.stack([d.gather(1, tokens).abs() for d in distances]).amax(0)
     )
 
@@ -204,31 +206,22 @@ def _block_maxima(score_NV: Tensor) -> Float[Tensor, "N B"]:
     return torch.cat([*maxima, *rest], dim=1)
 
 
-def largest(
-    bound_NB: Tensor,
-    count: int,
-    vocabulary: int,
-    score: Callable[[Tensor], Tensor],
-    members: Callable[[Tensor], Tensor] | None = None,
-) -> Int[Tensor, "N K"]:
+def _largest(bound_NB: Tensor, count: int, vocabulary: int, score: Callable[[Tensor], Tensor]) -> Int[Tensor, "N K"]:
     """The best `count` tokens of each row, best first: they lie in the `count` blocks with the best maxima, and only there is looked.
 
-    `members` tells the tokens (N, M) of blocks (N, B), neighbours if it is not given; those past the vocabulary are left out.
+    Tokens past the vocabulary are left out.
     """
     count = min(count, vocabulary)
-    tokens = (members or _neighbours)(bound_NB.topk(min(count, bound_NB.shape[1])).indices)
+    blocks = bound_NB.topk(min(count, bound_NB.shape[1])).indices
+    tokens = (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=blocks.device)).flatten(1)
     scores = score(tokens.clamp_max(vocabulary - 1)).masked_fill(tokens >= vocabulary, -torch.inf)
     return tokens.gather(1, scores.topk(count).indices)
-
-
-def _neighbours(blocks_NB: Tensor) -> Tensor:
-    return (blocks_NB[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=blocks_NB.device)).flatten(1)
 
 
 def _divergences(signals: NodeSignals, distance_NV: Tensor, mine_NT: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers of `DIVERGENCES` for N nodes, (N, D), and the mean square of tau / pi - 1 under pi; `mine` are pi's best tokens."""
     student, teacher, pi, tau = signals.student_logprobs, signals.teacher_logprobs, signals.student_probs, signals.teacher_probs
-    theirs = largest(_block_maxima(tau), mine_NT.shape[1], tau.shape[1], lambda tokens: tau.gather(1, tokens))
+    theirs = _largest(_block_maxima(tau), mine_NT.shape[1], tau.shape[1], lambda tokens: tau.gather(1, tokens))
     overlap = (mine_NT[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
     log_ratio, tiny = signals.log_ratio, torch.finfo(pi.dtype).tiny
     ratio2 = (tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(LARGEST).sum(-1) - 1
