@@ -8,7 +8,7 @@ import math
 from functools import cached_property
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Num
 from torch import Tensor
 
 _WORTH_A_MATRIX = 8  # up to so many times the work of one row's transform, the matrix itself is made
@@ -57,7 +57,7 @@ class OuterSketch:
         """By how much each run of `length` rows is turned."""
         return self._hashes[0]
 
-    def signs(self, like: Tensor) -> Float[Tensor, " V"]:
+    def signs(self, like: Tensor) -> Num[Tensor, " V"]:
         """The rows' signs, where and as `like` is."""
         key = (like.device, like.dtype)
         if key not in self._moved_signs:

@@ -3,10 +3,13 @@
 import os
 import sys
 
+import torch
+
 os.environ["HF_HUB_OFFLINE"] = "1"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
-import torch
 from gradalign_cli import console
 from gradalign_cli.main import main
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradalign.objectives import Objective
-from gradalign.pipeline.vocabulary import LARGEST, TOP, Stepping, Taken
+from gradalign.pipeline.vocabulary import LARGEST, SHORTEST, TOP, Stepping, Taken
 from gradalign.sketch import OuterSketch
 
 try:
@@ -81,7 +81,7 @@ def fused_numbers(
     mine = first.best(first.maxima["student"], max(TOP, ranked), lambda tokens: first.scores[0].gather(1, tokens))
     theirs = [look.best(look.maxima["teacher"], TOP, lambda at, look=look: look.scores[1].gather(1, at)) for look in looks]
     pairs = [
-        (look, form, look.moments[form.slot]["norm2"].sqrt().clamp_min(_TINY)[:, None]) for look in looks for form in forms
+        (look, form, look.moments[form.slot]["norm2"].sqrt().clamp_min(SHORTEST)[:, None]) for look in looks for form in forms
     ]
     strength = first.best(
         torch.stack([look.bound(form.slot) / length for look, form, length in pairs]).amax(0),
@@ -157,11 +157,8 @@ class _Look:
         nodes, device, length = len(student), student.device, sketch.length
         slots = {form.slot for form in forms}
         beta = next((form.beta for form in forms if form.slot == "jsd"), 0.5)
-        kept = [
-            name
-            for name in ("reverse", "forward", "jsd", "student")
-            if name in slots or (name == "student" and any(f.sampled for f in forms))
-        ]
+        wanted = slots | ({"student"} if any(form.sampled for form in forms) else set())
+        kept = [name for name in (*_SLOTS, "student") if name in wanted]
         shifts = torch.tensor(sketch.shifts, dtype=torch.int32, device=device)
         sums, moments = (torch.empty(nodes, width, device=device) for width in (len(_SUMS), len(_SLOTS) * len(_MOMENTS)))
         maxima = torch.empty(nodes, len(_MAXIMA), length // GROUP, device=device)

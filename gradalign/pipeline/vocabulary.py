@@ -22,6 +22,7 @@ DIVERGENCES = (
 )  # fmt: skip
 TOP = 10
 LARGEST = 1e6
+SHORTEST = 1e-6  # directions below this length are rounding, and rank nothing
 _BLOCK = 128
 
 
@@ -176,8 +177,7 @@ def _moments(objective: Objective, signals: NodeSignals, best_N: Tensor) -> _Mom
 def _by_direction(moments: list[list[_Moments]], count: int) -> Tensor:
     """The tokens of the largest share of |d|, the largest over teachers and objectives: (N, count)."""
     every = [m for row in moments for m in row]
-    tiny = torch.finfo(every[0].norm2_N.dtype).tiny
-    lengths = [m.norm2_N.sqrt().clamp_min(tiny)[:, None] for m in every]
+    lengths = [m.norm2_N.sqrt().clamp_min(SHORTEST)[:, None] for m in every]
 
     def strength(parts: list[Tensor]) -> Tensor:
         return torch.stack([part / length for part, length in zip(parts, lengths, strict=True)]).amax(0)
