@@ -1,9 +1,10 @@
 """Batches that fit: when memory runs out, halve the batch, say so, and go on."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from gradalign.types import GradalignError
@@ -19,11 +20,16 @@ class Batches:
         self.size = max(1, size)
         self.what = what
 
-    def over(self, count: int, work: Callable[[int, int], Result]) -> Iterator[Result]:
-        """Yield `work(start, stop)` for consecutive batches."""
-        start = 0
+    def over(
+        self, count: int, work: Callable[[int, int], Result], weights: Sequence[int] = (), most: int = 0
+    ) -> Iterator[Result]:
+        """Yield `work(start, stop)` for consecutive batches; of items with weights, those of one item or of at most so much together."""
+        start, total = 0, np.cumsum(weights)
         while start < count:
             stop = min(count, start + self.size)
+            if len(total):
+                room = most + (total[start - 1] if start else 0)
+                stop = max(start + 1, min(stop, int(np.searchsorted(total, room, side="right"))))
             try:
                 result = work(start, stop)
             except (MemoryError, RuntimeError) as error:
