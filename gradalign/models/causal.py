@@ -15,7 +15,7 @@ from gradalign.models.names import ModelSource
 from gradalign.models.packed import PackedPrompt, packs
 from gradalign.types import GradalignError
 
-_TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}
+_TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,6 @@ class CausalLanguageModel:
     @torch.inference_mode()
     def hidden_states(self, prompt: Sequence[int], continuations: Sequence[np.ndarray]) -> list[Float[Tensor, "T H"]]:
         """Hidden states (T, H) that predict each continuation's tokens; the prompt is computed once for all of them."""
-        if not continuations:
-            return []
         passes = self._passes(prompt)
         order = sorted(range(len(continuations)), key=lambda r: -len(continuations[r]))
         ordered = [continuations[r] for r in order]
