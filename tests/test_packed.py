@@ -127,17 +127,16 @@ def test_half_precision_is_as_near_as_it_rounds(llama):
 
 def test_every_token_is_computed_once_whatever_a_pass_holds(llama, monkeypatch):
     fed: list[int] = []
-    language_model = CausalLanguageModel(llama, "random", 90)
-    language_model._passes(PROMPT)
     llama.model.layers[0].register_forward_pre_hook(lambda module, inputs: fed.append(inputs[0].shape[1]))
-    for most, passes in ((1024, 1), (32, 2), (12, 3)):
+    for batch_size, most, passes in ((64, 1024, 1), (64, 16, 2), (1, 1024, 4)):
         monkeypatch.setitem(causal._TOKENS_AT_ONCE, "cpu", most)
+        language_model = CausalLanguageModel(llama, "random", 90, batch_size=batch_size)
+        language_model._passes(PROMPT)
+        fed.clear()
         found = language_model.hidden_states(PROMPT, RAGGED)
         assert sum(fed) == len(PROMPT) + sum(len(tokens) - 1 for tokens in RAGGED)
         assert len(fed) == passes
-        fed.clear()
         assert_plain(found, llama)
-        fed.clear()
 
 
 def test_out_of_memory_halves_the_passes(llama, caplog):
@@ -174,7 +173,13 @@ def test_the_models_own_attention_comes_back_after_an_error(llama):
     assert llama.config._attn_implementation == "sdpa"
 
 
-def test_batches_hold_so_much_together_or_one_item():
-    bounds = Batches(3, "test").over(7, lambda start, stop: (start, stop), [9, 5, 4, 1, 1, 1, 1], 9)
-    assert list(bounds) == [(0, 1), (1, 3), (3, 6), (6, 7)]
-    assert list(Batches(3, "test").over(2, lambda start, stop: (start, stop), [20, 30], 9)) == [(0, 1), (1, 2)]
+def test_batches_weigh_about_as_much():
+    def bounds(size: int, weights: list[int], most: int) -> list[tuple[int, int]]:
+        return list(Batches(size, "test").over(len(weights), lambda start, stop: (start, stop), weights, most))
+
+    assert bounds(99, [5] * 64, 160) == [(0, 33), (33, 64)]
+    assert bounds(99, [5] * 64, 156) == [(0, 22), (22, 44), (44, 64)]
+    assert bounds(20, [5] * 44, 156) == [(0, 20), (20, 40), (40, 44)]
+    assert bounds(99, [30, 20, 1, 1, 1], 9) == [(0, 1), (1, 5)]
+    assert bounds(99, [9, 9], 1) == [(0, 1), (1, 2)]
+    assert bounds(99, [], 9) == []

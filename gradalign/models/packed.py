@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = "gradalign_packed"
+_HALF = (torch.float16, torch.bfloat16)
 _LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -34,7 +35,7 @@ class Block:
     def mask(self, window: int | None) -> Bool[Tensor, "T K"] | None:
         """Which keys a token sees. None where a plain causal mask says it."""
         keys, device = self.key_GK.shape[1], self.key_GK.device
-        if not self.before and (window is None or keys <= window):
+        if not self.before and window is None:
             return None
         ahead_TK = torch.arange(keys, device=device) - torch.arange(self.before, keys, device=device)[:, None]
         return (ahead_TK <= 0) if window is None else (ahead_TK <= 0) & (ahead_TK > -window)
@@ -74,6 +75,11 @@ class Row:
         return sum(self._lengths)
 
     @property
+    def longest(self) -> int:
+        """Keys that the last token of the longest sequence sees."""
+        return int(np.add(self._before, self._lengths).max())
+
+    @property
     def positions(self) -> Int[np.ndarray, " N"]:
         """Where in its own text each token stands."""
         return np.concatenate([before + np.arange(length) for before, length in zip(self._before, self._lengths, strict=True)])
@@ -98,11 +104,12 @@ class Row:
         """The sequences for a kernel that takes them as they are."""
 
         def laid_out() -> Ragged:
-            key_length = np.add(self._before, self._lengths)
             keys = [np.r_[:before, start : start + length] for before, start, length in self._sequences()]
-            query_ends, key_ends = (np.r_[0, np.cumsum(each)].astype(np.int32) for each in (self._lengths, key_length))
+            query_ends, key_ends = (
+                np.r_[0, np.cumsum(each)].astype(np.int32) for each in (self._lengths, np.add(self._before, self._lengths))
+            )
             lie = [torch.from_numpy(each).to(device) for each in (query_ends, key_ends, np.concatenate(keys))]
-            return Ragged(lie[0], lie[1], lie[2], max(self._lengths), int(key_length.max()))
+            return Ragged(lie[0], lie[1], lie[2], max(self._lengths), self.longest)
 
         return self._once(("ragged", device), laid_out)
 
@@ -152,46 +159,49 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of every sequence over its prompt and itself, as transformers' own functions are called."""
-    if (
-        packed is None
-        or softcap is not None
-        or s_aux is not None
-        or attention_mask is not None
-        or query.shape[2] != packed.count
-    ):
+    unusual = any(each is not None for each in (attention_mask, softcap, s_aux))
+    if unusual or packed is None or query.shape[2] != packed.count:
         raise NotImplementedError("packed attention is plain causal attention within a row of known sequences")
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     packed.windows[layer] = sliding_window
     key, value = packed.behind_prompt(layer, key, value)
-    attend = _attend_ragged if _has_ragged_kernel(query) else _attend_blocks
-    return attend(module, query, key, value, packed, scaling, sliding_window), None
+    if sliding_window is not None and packed.longest > sliding_window:
+        return _attend_blocks(module, query, key, value, packed, scaling, sliding_window), None
+    if _has_ragged_kernel(query, value):
+        return _attend_ragged(query, key, value, packed, scaling), None
+    return _attend_blocks(module, query, key, value, packed, scaling), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
 
 
-def _has_ragged_kernel(query: Tensor) -> bool:
+def _has_ragged_kernel(query: Tensor, value: Tensor) -> bool:
     width = query.shape[-1]
-    fits = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and width % 8 == 0 and width <= 256
-    return (
-        fits and torch.cuda.get_device_capability(query.device) >= (8, 0) and torch.backends.cuda.is_flash_attention_available()
-    )
+    if not query.is_cuda or query.dtype not in _HALF or width % 8 or width > 256 or value.shape[-1] != width:
+        return False
+    return torch.cuda.get_device_capability(query.device) >= (8, 0) and torch.backends.cuda.is_flash_attention_available()
 
 
 def _attend_ragged(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, row: Row, scaling: float | None, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, row: Row, scaling: float | None
 ) -> Float[Tensor, "1 N heads width"]:
     """Flash attention over sequences of any lengths, whose causal mask is aligned to the last key (Dao, arXiv 2307.08691)."""
     lie = row.ragged(query.device)
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
     return torch.ops.aten._flash_attention_forward(
         query, key[lie.key_M], value[lie.key_M], lie.query_ends, lie.key_ends, lie.longest_query, lie.longest_key, 0.0, True, False,
-        scale=scaling, window_size_left=None if window is None else window - 1,
+        scale=scaling,
     )[0][None]  # fmt: skip
 
 
 def _attend_blocks(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, row: Row, scaling: float | None, window: int | None
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row: Row,
+    scaling: float | None,
+    window: int | None = None,
 ) -> Float[Tensor, "1 N heads width"]:
     """transformers' own attention, block by block."""
     parts = []
