@@ -165,11 +165,10 @@ def _attend(
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     packed.windows[layer] = sliding_window
     key, value = packed.behind_prompt(layer, key, value)
-    if sliding_window is not None and packed.longest > sliding_window:
-        return _attend_blocks(module, query, key, value, packed, scaling, sliding_window), None
-    if _has_ragged_kernel(query, value):
+    window = sliding_window if sliding_window is not None and packed.longest > sliding_window else None
+    if window is None and _has_ragged_kernel(query, value):
         return _attend_ragged(query, key, value, packed, scaling), None
-    return _attend_blocks(module, query, key, value, packed, scaling), None
+    return _attend_blocks(module, query, key, value, packed, scaling, window), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
@@ -201,7 +200,7 @@ def _attend_blocks(
     value: Tensor,
     row: Row,
     scaling: float | None,
-    window: int | None = None,
+    window: int | None,
 ) -> Float[Tensor, "1 N heads width"]:
     """transformers' own attention, block by block."""
     parts = []
@@ -273,16 +272,15 @@ def packs(model: PreTrainedModel, device: torch.device) -> bool:
     passes = PackedPrompt(model, device, prompt)
     try:
         found = [*passes.states(continuations[:3]), *passes.states(continuations[3:])]
+        as_told = passes.windows == dict(enumerate(_windows(config)))
     except Exception:
-        return False
-    if passes.windows != dict(enumerate(_windows(config))):
         return False
     rows = [torch.tensor([[*prompt, *tokens.tolist()]], device=device) for tokens in continuations]
     plain = torch.cat(
         [model.base_model(input_ids=row, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1] for row in rows]
     )
     near = 1e-3 if plain.dtype == torch.float32 else 5e-2
-    return bool((torch.cat(found) - plain).float().norm() <= near * plain.float().norm())
+    return as_told and bool((torch.cat(found) - plain).float().norm() <= near * plain.float().norm())
 
 
 def _windows(config: Any) -> list[int | None]:
