@@ -115,7 +115,7 @@ def no_memory(place: Path, patch: pytest.MonkeyPatch) -> None:
     def full(self: CausalLanguageModel, *arguments: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    patch.setattr(CausalLanguageModel, "_continue", full)
+    patch.setattr(CausalLanguageModel, "_forward", full)
 
 
 def padded(folder: Path) -> None:
@@ -325,14 +325,14 @@ def test_after_a_full_disk_the_same_command_goes_on(gradalign, tmp_path, monkeyp
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(gradalign, tmp_path, monkeypatch, finished_run):
-    whole = CausalLanguageModel._continue
+    whole = CausalLanguageModel._forward
 
-    def full(self, last, cache, continuations):
+    def full(self, passes, continuations):
         if len(continuations) > 1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return whole(self, last, cache, continuations)
+        return whole(self, passes, continuations)
 
-    monkeypatch.setattr(CausalLanguageModel, "_continue", full)
+    monkeypatch.setattr(CausalLanguageModel, "_forward", full)
     arguments = [*RUN[:-1], "small-batches"]
     code, _, err = gradalign(*arguments)
     assert code == 0

@@ -1,6 +1,5 @@
 """A transformers causal model as a LanguageModel: prompt computed once, log-probabilities from chunks of hidden states."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gradalign.models.cached import CachedPrompt
 from gradalign.models.memory import Batches
 from gradalign.models.names import ModelSource
+from gradalign.models.packed import PackedPrompt, packs
 from gradalign.types import GradalignError
+
+_TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class CausalLanguageModel:
         self.dtype = model.dtype
         self.config = model.config.get_text_config()
         self.head = output_layer(model)
+        self._packs: bool | None = None
         self.context_window = int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
         self.vocabulary_size = vocabulary_size
         self.width = self._check_head(model)
@@ -73,12 +77,17 @@ class CausalLanguageModel:
     @torch.inference_mode()
     def hidden_states(self, prompt: Sequence[int], continuations: Sequence[np.ndarray]) -> list[Float[Tensor, "T H"]]:
         """Hidden states (T, H) that predict each continuation's tokens; the prompt is computed once for all of them."""
-        last, cache = self._prefill(prompt)
+        passes = self._passes(prompt)
+        order = sorted(range(len(continuations)), key=lambda r: -len(continuations[r]))
+        ordered = [continuations[r] for r in order]
 
         def forward(start: int, stop: int) -> list[Tensor]:
-            return self._continue(last, cache, continuations[start:stop])
+            return self._forward(passes, ordered[start:stop])
 
-        return [states for chunk in self.batches.over(len(continuations), forward) for states in chunk]
+        weights = [len(tokens) + len(prompt) // 8 for tokens in ordered]  # of the prompt, its keys alone are laid out once more
+        most = _TOKENS_AT_ONCE.get(self.device.type, 4096)
+        found = [states for chunk in self.batches.over(len(ordered), forward, weights, most) for states in chunk]
+        return [found[place] for place in np.argsort(order)]
 
     @torch.inference_mode()
     def logprobs(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
@@ -122,26 +131,14 @@ class CausalLanguageModel:
         weight, bias = self.head.weight[:size], self.head.bias  # pyright: ignore[reportIndexIssue, reportArgumentType]
         return torch.nn.functional.linear(hidden_NH, weight, None if bias is None else bias[:size])  # pyright: ignore
 
-    def _prefill(self, prompt: Sequence[int]) -> tuple[Tensor, object]:
-        ids = torch.tensor([list(prompt)], device=self.device)
-        output = self.model.base_model(input_ids=ids, use_cache=True)
-        return output.last_hidden_state[:, -1:], output.past_key_values
+    def _passes(self, prompt: Sequence[int]) -> PackedPrompt | CachedPrompt:
+        """Packed passes where the architecture allows them."""
+        if self._packs is None:
+            self._packs = packs(self.model, self.device)
+        return (PackedPrompt if self._packs else CachedPrompt)(self.model, self.device, prompt)
 
-    def _continue(self, last: Tensor, cache: object, chunk: Sequence[np.ndarray]) -> list[Tensor]:
-        lengths = [len(tokens) for tokens in chunk]
-        states = last.expand(len(chunk), -1, -1)
-        width = max(lengths) - 1
-        if width > 0:
-            padded = np.zeros((len(chunk), width), dtype=np.int64)
-            for row, tokens in enumerate(chunk):
-                padded[row, : len(tokens) - 1] = tokens[:-1]
-            own = copy.deepcopy(cache)
-            own.batch_repeat_interleave(len(chunk))  # pyright: ignore[reportAttributeAccessIssue]
-            more = self.model.base_model(
-                input_ids=torch.from_numpy(padded).to(self.device), past_key_values=own, use_cache=True
-            )
-            states = torch.cat([states, more.last_hidden_state], dim=1)
-        return [states[row, :length] for row, length in enumerate(lengths)]
+    def _forward(self, passes: PackedPrompt | CachedPrompt, chunk: Sequence[np.ndarray]) -> list[Tensor]:
+        return passes.states(chunk)
 
     @torch.inference_mode()
     def _check_head(self, model: PreTrainedModel) -> int:

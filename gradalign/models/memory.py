@@ -1,9 +1,10 @@
 """Batches that fit: when memory runs out, halve the batch, say so, and go on."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from gradalign.types import GradalignError
@@ -19,11 +20,16 @@ class Batches:
         self.size = max(1, size)
         self.what = what
 
-    def over(self, count: int, work: Callable[[int, int], Result]) -> Iterator[Result]:
-        """Yield `work(start, stop)` for consecutive batches."""
-        start = 0
+    def over(
+        self, count: int, work: Callable[[int, int], Result], weights: Sequence[int] = (), most: int = 0
+    ) -> Iterator[Result]:
+        """Yield `work(start, stop)` for consecutive batches, which weigh about as much, `most` and one item more if there are weights."""
+        start, total, share = 0, np.cumsum(weights), _even_share(weights, most)
         while start < count:
             stop = min(count, start + self.size)
+            if len(total):
+                room = share + (total[start - 1] if start else 0)
+                stop = min(stop, int(np.searchsorted(total, room, side="right")))
             try:
                 result = work(start, stop)
             except (MemoryError, RuntimeError) as error:
@@ -43,6 +49,12 @@ class Batches:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         log.warning("out of memory in %s; going on with batches of %d", self.what, self.size)
+
+
+def _even_share(weights: Sequence[int], most: int) -> int:
+    """What a batch may weigh so that as few as there must be are filled evenly: never the last with little, which takes a GPU as long."""
+    batches = -(-sum(weights) // max(1, most))
+    return sum(weights) // max(1, batches) + max(weights, default=0)
 
 
 def _out_of_memory(error: BaseException) -> bool:
