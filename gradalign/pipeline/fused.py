@@ -21,7 +21,7 @@ except ImportError:  # no Triton: no GPU, or not one of its kind
     numbers_kernel = top_kernel = None
 
 _TINY = torch.finfo(torch.float32).tiny
-_WARPS = 8
+_WARPS = 16
 _SUMS = (
     "student_lse", "teacher_lse", "student_entropy", "teacher_entropy", "reverse_kl", "forward_kl", "jsd", "distance2", "product",
     "student2", "teacher2", "ratio2", "best",

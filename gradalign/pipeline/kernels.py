@@ -7,7 +7,7 @@ vocabulary ends, asks which lanes hold a token.
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-TILE = 1024
+TILE = 2048
 GROUP = 8
 _LN2 = tl.constexpr(0.6931471805599453)
 _LOG2E = tl.constexpr(1.4426950408889634)

@@ -151,7 +151,7 @@ def _entropies(model: LanguageModel, states_NH: Tensor) -> Float[np.ndarray, " N
 
     def work(start: int, stop: int) -> np.ndarray:
         logprobs = model.logprobs(states_NH[start:stop])
-        return _numpy(-torch.linalg.vecdot(logprobs.exp(), logprobs), torch.float64)
+        return _numpy(-torch.linalg.vecdot(logprobs.exp(), logprobs), np.float64)
 
     batches = Batches(max(1, _CELLS // model.vocabulary_size), "entropies")
     return np.concatenate(list(batches.over(len(states_NH), work)))
@@ -274,8 +274,10 @@ def _kept_states(states_NH: Tensor) -> Tensor:
 
 
 def _arrays(values: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: _numpy(value, torch.float32 if name in _LARGE else torch.float64) for name, value in values.items()}
+    return {name: _numpy(value, np.float32 if name in _LARGE else np.float64) for name, value in values.items()}
 
 
-def _numpy(value: Tensor, dtype: torch.dtype) -> np.ndarray:
-    return value.cpu().numpy() if value.dtype == torch.int64 else value.to(dtype).cpu().numpy()
+def _numpy(value: Tensor, dtype: type) -> np.ndarray:
+    """Copied as it is, and made longer here."""
+    array = value.cpu().numpy()
+    return array if value.dtype == torch.int64 else array.astype(dtype, copy=False)
