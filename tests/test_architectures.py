@@ -66,6 +66,7 @@ def model(request) -> PreTrainedModel:
 def test_engine_and_forward_passes_agree_with_plain_ones(model):
     language_model = CausalLanguageModel(model, "random", 90)
     assert language_model.context_window == 256
+    assert HFEngine(language_model, frozenset({2})).shares
     requests = [CompletionRequest(tuple(range(3, 6 + 9 * i)), tuple(range(i * 10, i * 10 + 4)), 20) for i in range(3)]
     found = {(c.request, c.replicate): c for c in HFEngine(language_model, frozenset({2}), 256).complete(requests)}
     alone = {(c.request, c.replicate): c for c in HFEngine(language_model, frozenset({2}), 1).complete(requests)}

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import chisquare
 
 from gradalign.engines import HFEngine
+from gradalign.engines.continuous import Continuous
 from gradalign.models import CausalLanguageModel
 from gradalign.seeds import seed_of
 from gradalign.types import CompletionRequest, GradalignError
@@ -97,18 +98,18 @@ def test_temperature_divides_the_logits(small):
 def test_out_of_memory_halves_the_batch_and_goes_on(small, requests, monkeypatch, caplog):
     whole = sample(small, requests, 256)
     engine = HFEngine(small.language_model, small.codec.stop_ids, 36)
-    real = engine._sample
+    real = Continuous._step
 
-    def limited(rows):
-        if len(rows) > 9:
+    def limited(self):
+        if len(self.live_B) > 9 and self.rows.length_B.max() > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(rows)
+        return real(self)
 
-    monkeypatch.setattr(engine, "_sample", limited)
+    monkeypatch.setattr(Continuous, "_step", limited)
     found = {(c.request, c.replicate): c.tokens.tolist() for c in engine.complete(requests)}
     assert found == {key: tokens for key, (tokens, _, _) in whole.items()}
     assert engine.batches.size == 9
     assert "out of memory" in caplog.text
-    monkeypatch.setattr(engine, "_sample", lambda rows: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(Continuous, "_step", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(GradalignError, match="one at a time"):
         list(engine.complete(requests))

@@ -1,12 +1,54 @@
 """One step of sampling: inverse transform of each row's distribution at a uniform from its seed and step."""
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt
 from torch import Tensor
+
+from gradalign.models.causal import CausalLanguageModel
+from gradalign.seeds import uniforms
+
+_CELLS = 1 << 23
+_BLOCK = 256
+
+
+def draw(
+    model: CausalLanguageModel, hidden_BH: Float[Tensor, "B H"], seeds_B: UInt[np.ndarray, " B"], step_B: Int[np.ndarray, " B"]
+) -> tuple[Int[np.ndarray, " B"], Float[np.ndarray, " B"]]:
+    """Each row's next token and its log-probability; no more than some rows' distributions are held at once."""
+    uniform_B = torch.from_numpy(uniforms(seeds_B, step_B.astype(np.uint64))).to(hidden_BH.device)
+    rows = max(1, _CELLS // model.vocabulary_size)
+    drawn = [_drawn(model, *chunk) for chunk in zip(hidden_BH.split(rows), uniform_B.split(rows), strict=True)]
+    tokens_B, logprobs_B = (torch.cat(column).cpu().numpy() for column in zip(*drawn, strict=True))
+    return tokens_B, logprobs_B
+
+
+def _drawn(model: CausalLanguageModel, hidden_BH: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+    logprobs_BV = model.logprobs(hidden_BH)
+    tokens_B = sample_tokens(logprobs_BV, uniform_B)
+    return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
 
 
 def sample_tokens(logprobs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """The token whose interval of the cumulative distribution (float64) holds the row's uniform: (B,)."""
-    cumulative = logprobs_BV.double().exp().cumsum(-1)
-    target = uniform_B.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logprobs_BV.shape[1] - 1)
+    """The token whose interval of the cumulative distribution holds the row's uniform: (B,).
+
+    The block of tokens is found first and the token in it then; sums over blocks and within one are of double precision.
+    """
+    probs_BV = logprobs_BV.exp()
+    vocabulary = probs_BV.shape[1]
+    whole = vocabulary // _BLOCK * _BLOCK
+    sums = [probs_BV[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)] if whole else []
+    mass_BN = torch.cat([*sums, probs_BV[:, whole:].sum(-1, keepdim=True)], 1).double()
+    reached_BN = mass_BN.cumsum(-1)
+    target_B1 = uniform_B.double()[:, None] * reached_BN[:, -1:]
+    block_B1 = _interval(reached_BN, target_B1)
+    at = block_B1 * _BLOCK + torch.arange(_BLOCK, device=probs_BV.device)
+    inside = probs_BV.gather(1, at.clamp_max(vocabulary - 1)).double().masked_fill(at >= vocabulary, 0.0)
+    before_B1 = reached_BN.gather(1, block_B1) - mass_BN.gather(1, block_B1)
+    return (block_B1 * _BLOCK + _interval(inside.cumsum(-1), target_B1 - before_B1))[:, 0]
+
+
+def _interval(reached_BN: Tensor, target_B1: Tensor) -> Tensor:
+    """The first place that reaches beyond the target, and where rounding leaves none the last that adds anything."""
+    last_B1 = (reached_BN < reached_BN[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(torch.searchsorted(reached_BN, target_B1, right=True), last_B1)
