@@ -16,7 +16,7 @@ demo: $(VENV)/.installed  ## score the built-in student and print the ranking
 	$(BIN)/gradalign score
 
 test: $(VENV)/.test-installed  ## the fast tests, over all cores
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --durations=10
 
 test-slow: $(VENV)/.real-installed  ## the slow tests and those on a real language model
 	$(BIN)/python -m pytest -q -m "slow or real_model" --durations=10
@@ -54,7 +54,7 @@ check: $(VENV)/.test-installed  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed  ## the benchmarks' tables; SMALL=1 for the size that CI runs
+bench: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed $(VENV)/.real-installed  ## the benchmarks' tables; SMALL=1 for the size that CI runs
 	SMALL=$(SMALL) $(BIN)/python benchmarks/memory.py
 	SMALL=$(SMALL) $(BIN)/python benchmarks/builtin_students.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
@@ -71,6 +71,7 @@ bench: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed  ## the benchmarks' t
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/topk_teacher.py
 	SMALL=$(SMALL) LM_EVAL=$(VENV)/lm-eval $(BIN)/python benchmarks/grading.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cross_tokenizer.py
+	SMALL=$(SMALL) $(BIN)/python benchmarks/smollm2_run.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -64,6 +64,9 @@ def write(found: dict[str, str]) -> None:
 
 
 def main() -> int:
+    if "--write" in sys.argv and "--all" not in sys.argv:
+        print("--write without --all would leave out what the extras install; give both", file=sys.stderr)
+        return 2
     found = offered(EXTRAS if "--all" in sys.argv else "")
     if "--write" in sys.argv:
         write(found)

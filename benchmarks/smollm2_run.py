@@ -32,10 +32,10 @@ SETTINGS = {
     "instruction": "Answer in one short sentence that begins with yes or no, or with the letter of the option.",
     "temperature": 0.7,
     "max_tokens": 32,
-    "rollouts": 8 if SMALL else 32,
+    "rollouts": 8 if SMALL else 48,
     "demonstrations": 4 if SMALL else 16,
-    "teacher_rollouts": 2 if SMALL else 8,
-    "budget": 8 if SMALL else 32,
+    "teacher_rollouts": 2 if SMALL else 16,
+    "budget": 8 if SMALL else 48,
     "limit": 4 if SMALL else None,
     "out": "run",
 }

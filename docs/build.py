@@ -1,7 +1,9 @@
 """Write the pages that are made from the code: python docs/build.py [--check]. `--check` writes nothing and fails where a page is old."""
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 from gradalign_cli.main import app
@@ -10,6 +12,7 @@ from typer.cli import get_docs_for_click
 from gradalign.store import TABLES
 
 HERE = Path(__file__).parent
+STORED = HERE.parent / "benchmarks" / "smollm2"
 
 
 def schema_page() -> str:
@@ -35,7 +38,77 @@ def commands_page() -> str:
     return f"<!-- Made from the commands by `python docs/build.py`. -->\n\n{made.strip()}\n"
 
 
-PAGES = {"schema.md": schema_page, "commands.md": commands_page}
+def smollm2_page() -> str:
+    """What was found for SmolLM2-135M-Instruct, as `benchmarks/smollm2_run.py` stored it."""
+    run, ranking, contexts = (
+        json.loads((STORED / f"{name}.json").read_text(encoding="utf-8")) for name in ("run", "ranking", "contexts")
+    )
+    settings = run["settings"]
+    skipped = "; ".join(f"`{row['teacher']}` {row['questions']} questions ({row['reason']})" for row in run["skipped"])
+    parts = [
+        "# A real model: SmolLM2-135M-Instruct\n",
+        "Made from `benchmarks/smollm2/` by `python docs/build.py`; `python benchmarks/smollm2_run.py` makes that anew.\n",
+        "The smallest instruct model that a package carries (a GGUF file of 4 bits), asked 20 yes-or-no and 20 multiple-choice questions "
+        "that were written for this, [`questions.jsonl`](../benchmarks/smollm2/questions.jsonl). Its teachers are itself under three "
+        f"contexts. {run['seconds'] / 60:.0f} minutes on {run['cores']} CPU cores, the model's loading and {run['rollouts']:,} rollouts "
+        f"included. The whole report: [`report.html`](../benchmarks/smollm2/report.html).\n",
+        "```python",
+        "gradalign.score(",
+        '    "questions.jsonl",',
+        *(f"    {name}={json.dumps(value)}," for name, value in settings.items() if value is not None),
+        ")",
+        "```\n",
+        f"Of its own {run['rollouts']:,} rollouts {run['right']:,} are right, {run['ungradable']:,} state no answer that could be read: "
+        "many are about the question and do not answer it. They count as not right, and are counted. Skipped: "
+        f"{skipped}.\n",
+        "## What each context does to accuracy\n",
+        _table(
+            ("context", "built for", "right under it", "95% interval", "more than alone on the same questions", "95% interval"),
+            [
+                (f"`{c['teacher']}`" if c["teacher"].startswith("ctx") else c["teacher"], _share(c["built"]), _share(c["accuracy"]),
+                 _interval(c, "accuracy", _share), _share(c["lift"]), _interval(c, "lift", _share))
+                for c in contexts
+            ],
+        ),
+        "## Does a step toward it raise success?\n",
+        _table(
+            ("teacher", "objective", "drive ·10³", "95% interval", "gain", "95% interval", "mean cosine", "95% interval"),
+            [
+                (f"`{r['teacher']}`", f"`{r['objective']}`", _thousandths(r["drive"]), _interval(r, "drive", _thousandths),
+                 _number(r["gain"]), _interval(r, "gain", _number), _number(r["mean_cosine"]), _interval(r, "mean_cosine", _number))
+                for r in sorted(ranking, key=lambda r: -r["drive"])
+            ],
+        ),
+        "`ctx:none` is the student itself, so that its step is nothing: it shows that the pipeline puts zero where zero is. What the "
+        "scores mean: [How to read the scores](scores.md). Transfer to other questions is in `ranking.json`; so few questions say nothing "
+        "of it.\n",
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f}%"
+
+
+def _thousandths(value: float | None) -> str:
+    return "" if value is None else f"{1000 * value:+.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:+.3f}"
+
+
+def _interval(row: dict[str, Any], name: str, shown: Any) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if low is None else f"[{shown(low)}, {shown(high)}]"
+
+
+PAGES = {"schema.md": schema_page, "commands.md": commands_page, "smollm2.md": smollm2_page}
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ import yaml
 from jaxtyping import Float
 
 from gradalign.contexts import parse_teacher
+from gradalign.endpoint import PREFIX, parse_address
 from gradalign.home import expanded
 from gradalign.types import REWARDS, GradalignError
 
@@ -131,6 +132,21 @@ def step_weightings(configurations: Sequence[Configuration]) -> tuple[str, ...]:
     """The token weightings, beyond all tokens alike, that a run has to keep steps under to tell the configurations' transfer."""
     kinds = (c.tokens for c in configurations if c.tokens.kind not in ("all", "positive_alignment"))
     return tuple(dict.fromkeys(map(str, kinds)))
+
+
+def unnamed_servers(configurations: Sequence[Configuration], named: Sequence[str]) -> tuple[str, ...]:
+    """Served models that configurations bring in, on servers that none of `named` (teachers, or an engine) is on."""
+    known = {parse_address(name).origin for spec in named for name in _served(spec)}
+    brought = (name for c in configurations if c.teacher is not None for name in _served(c.teacher))
+    return tuple(dict.fromkeys(name for name in brought if parse_address(name).origin not in known))
+
+
+def _served(spec: str) -> list[str]:
+    """The served models in the spec of a teacher or an engine."""
+    if not spec.startswith((PREFIX, "model:", "ctx:")):
+        return []
+    teacher = parse_teacher(spec)
+    return [name for name in (teacher.model, teacher.source) if name is not None and name.startswith(PREFIX)]
 
 
 def parse_questions(text: str, key: str = "questions") -> QuestionWeighting:

@@ -1,7 +1,7 @@
 """Two tokenisations of one text, aligned by its bytes: where tokens end, which tokens go on from what is written. Knows no tokenizer."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,13 +10,16 @@ from jaxtyping import Bool, Int
 
 
 class Spellings:
-    """The tokens of a vocabulary by the bytes that they write; tokens that write none (None, or empty) are left out."""
+    """The tokens of a vocabulary by the bytes that they write; tokens that write none (None, or empty) are left out.
 
-    def __init__(self, words_V: Sequence[bytes | None]):
+    Of those that write the same, the ones in `last` come last.
+    """
+
+    def __init__(self, words_V: Sequence[bytes | None], last: Container[int] = ()):
         self.words_V = words_V
-        order = sorted((word, token) for token, word in enumerate(words_V) if word)
-        self._words = [word for word, _ in order]
-        self._ids = np.array([token for _, token in order], dtype=np.int64)
+        order = sorted((word, token in last, token) for token, word in enumerate(words_V) if word)
+        self._words = [word for word, _, _ in order]
+        self._ids = np.array([token for _, _, token in order], dtype=np.int64)
 
     @cached_property
     def longest(self) -> int:

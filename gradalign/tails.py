@@ -45,17 +45,22 @@ def spread_shares(
     """What is told, with the probability of a token shared out over those that have their `home` there and are not told (NaN).
 
     A token and the untold ones at home with it are a bucket of which only the whole is known. It is spread as the student spreads it, as
-    the tail is and for the same reason: every f-divergence is that of two coarse-grained distributions, so a lower bound. Untold tokens
-    whose home is not told either stay so. A token that is at home with itself shares with no other's.
+    the tail is and for the same reason: every f-divergence is that of two coarse-grained distributions, so a lower bound. Where a home is
+    not told, its own home is the token's; untold tokens with no home that is told stay so. A token that is at home with itself shares with
+    no other's. Student log-probabilities are finite.
     """
     guests = (home_V != torch.arange(len(home_V), device=home_V.device)).nonzero()[:, 0]
-    homes = home_V[guests]
-    mine_NG = told_NV[:, guests].isnan() & ~told_NV[:, homes].isnan()
-    own_NV = student_logprobs_NV.exp()
-    whole_NV = own_NV.index_add(1, homes, own_NV[:, guests].masked_fill(~mine_NG, 0.0))
+    home_NG = home_V[guests].expand(len(told_NV), -1)
+    while bool((lost_NG := told_NV.gather(1, home_NG).isnan() & (home_V[home_NG] != home_NG)).any()):
+        home_NG = torch.where(lost_NG, home_V[home_NG], home_NG)
+    mine_NG = told_NV[:, guests].isnan() & ~told_NV.gather(1, home_NG).isnan()
+    guest_NG = student_logprobs_NV[:, guests].masked_fill(~mine_NG, -torch.inf)
+    most_NV = student_logprobs_NV.scatter_reduce(1, home_NG, guest_NG, "amax")
+    parts_NG = (guest_NG - most_NV.gather(1, home_NG)).exp()
+    whole_NV = most_NV + (student_logprobs_NV - most_NV).exp().scatter_add(1, home_NG, parts_NG).log()
     found_NV = told_NV.clone()
-    row, guest = mine_NG.nonzero(as_tuple=True)
-    home, guest = homes[guest], guests[guest]
+    row, place = mine_NG.nonzero(as_tuple=True)
+    home, guest = home_NG[row, place], guests[place]
     for member in (home, guest):
-        found_NV[row, member] = told_NV[row, home] + (student_logprobs_NV[row, member] - whole_NV[row, home].log()).to(told_NV)
+        found_NV[row, member] = told_NV[row, home] + (student_logprobs_NV[row, member] - whole_NV[row, home]).to(told_NV)
     return found_NV

@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 401, {"error": {"message": f"wrong key: {given.removeprefix('Bearer ')}"}}
 
     def _answer(self, status: int, body: Any) -> None:
-        content = json.dumps(body).encode()
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
         try:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gradalign.builtin import builtin_path
@@ -53,6 +53,24 @@ def trained_tokenizer(texts: Sequence[str], size: int, end: str = "<end>") -> Pr
     )
     tokenizer.train_from_iterator(texts, trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, additional_special_tokens=specials[1:])
+    wrapped.chat_template = TEMPLATE.replace("<end>", end)
+    return wrapped
+
+
+def byte_fallback_tokenizer(words: Sequence[str], added: Sequence[str] = (), end: str = "<end>") -> PreTrainedTokenizerFast:
+    """One as SentencePiece makes them: spaces are ▁, and bytes of what is no token have tokens of their own, before all others.
+
+    Words of several characters are merged of their beginning and their last character. Those in `added` are added tokens, not special.
+    """
+    tokens = [end, *(f"<0x{byte:02X}>" for byte in range(256)), *dict.fromkeys(char for word in words for char in word)]
+    tokens += [word for word in words if len(word) > 1]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    merges = [(word[:-1], word[-1]) for word in words if len(word) > 1]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token=end))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in added])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)
     wrapped.chat_template = TEMPLATE.replace("<end>", end)
     return wrapped
 

@@ -145,6 +145,11 @@ def test_modules_that_an_adapter_names_are_not_imported(adapter):
     assert "antigravity" not in sys.modules
 
 
+def test_an_adapter_that_waits_for_its_tokens_is_refused(adapter):
+    say(adapter, alora_invocation_tokens=[3, 4])
+    refused(adapter, "aLoRA")
+
+
 def test_an_adapter_of_a_hub_id_is_fetched_with_its_revision(adapter, monkeypatch):
     asked = []
 

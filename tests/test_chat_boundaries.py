@@ -1,5 +1,6 @@
 """Where a prompt ends and the student's tokens begin, over the chat formats of model families: the same for student and teachers."""
 
+from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 
@@ -13,8 +14,10 @@ from gradalign.models import LoadedModel, LoadOptions, load_model
 from gradalign.models import chat as chat_module
 from gradalign.pipeline import Cast, Member
 from gradalign.pipeline.openings import opening_notices, takes_system
+from gradalign.pipeline.progress import Silent
 from gradalign.pipeline.prompts import teacher_prompts
-from gradalign.pipeline.rollouts import Pool
+from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts
+from gradalign.pipeline.targeted import Branch, _targeted
 from gradalign.questions import grade, stated_answer
 from gradalign.types import Completion, GradalignError, Grade, Message, Question, Rollout, TeacherSpec
 
@@ -115,6 +118,39 @@ def test_thinking_is_the_same_switch_on_both_sides_and_moves_the_boundary():
     assert off.shown(off.boundary("x")[len(on.boundary("x")) :]) == "<think>\n\n</think>\n\n"
 
 
+def turned(opens: str):
+    """A codec whose template ends every prompt, asked to or not, with `opens`, which may look at `quiet`."""
+    codec = plain("moody")
+    head = "{%- set quiet = messages[0].role == 'system' and '/quiet' in messages[0].content %}"
+    codec.tokenizer = deepcopy(codec.tokenizer)
+    codec.tokenizer.chat_template = head + "{%- for turn in messages %}[{{ turn.content }}]{%- endfor %}" + opens
+    return codec
+
+
+@pytest.mark.parametrize(
+    "opens",
+    [
+        "{{ '/no' if quiet else '/yes' }}",  # whether it is asked to or not
+        "{%- if add_generation_prompt %}{{ '<think>' if quiet else '' }}go{% endif %}",  # longer, with the same end
+    ],
+)
+def test_openings_that_only_end_alike_are_not_alike(small, opens):
+    model = LoadedModel(small.language_model, turned(opens), "")
+    specs = (TeacherSpec("quiet", "answer", place="system"), TeacherSpec("ctx:answer", "answer"))
+    cast = Cast(Member(model, HFEngine(small.language_model, frozenset())), specs)
+    prompts, skips = teacher_prompts(cast, Question("q", "What?", "/quiet", "exact"), {}, 1)
+    assert [p.teacher.name for p in prompts] == ["ctx:answer"]
+    assert [s.teacher for s in skips] == ["quiet"]
+
+
+def test_an_external_teacher_is_compared_under_the_system_message_that_it_gets(small):
+    opens = "{%- if add_generation_prompt %}{{ 'S' if messages[0].role == 'system' else '' }}go{% endif %}"
+    student, other = (LoadedModel(small.language_model, turned(opens), "") for _ in range(2))
+    for place, count in (("after", 0), ("before", 0), ("system", 1)):
+        specs = [TeacherSpec(name, "answer", model="m", place=place) for name in ("one", "two")]
+        assert len([said for said in opening_notices(student, {"m": other}, specs) if "another opening" in said]) == count
+
+
 def test_an_external_teacher_that_opens_its_answer_otherwise_is_named(small):
     student = LoadedModel(small.language_model, codec_of(FAMILIES["qwen3"]), "")
     other = LoadedModel(load_model("builtin:medium", LoadOptions(device="cpu")).language_model, plain("chatml"), "")
@@ -176,6 +212,22 @@ def test_reasoning_that_the_prompt_opened_is_neither_graded_nor_shown():
     assert render_context("correct_demo", QUESTION, Material(correct=text)).user.count("41") == 0
     codec = plain("opens_thinking", bos="<|im_start|>")
     assert codec.shown(codec.boundary("x", "s")) == codec.shown(codec.boundary("x")) == "<|Assistant|><think>\n"
+
+
+@pytest.mark.parametrize(("template", "tag"), [("opens_thinking", "<think>"), ("qwen3", ""), ("chatml", "")])
+def test_reasoning_that_the_template_opened_and_the_rollout_did_not_close_is_not_graded(small, monkeypatch, template, tag):
+    codec = plain(template, bos="<|im_start|>")
+    tokens = np.array(codec.ids("Half of it is 42. Answer: 42"))
+    said = Completion(0, 0, tokens, np.zeros(len(tokens)), "length")
+    engine = HFEngine(small.language_model, frozenset())
+    monkeypatch.setattr(engine, "complete", lambda requests: [said])
+    member = Member(LoadedModel(small.language_model, codec, ""), engine)
+    assert member.thinks == tag
+    sampling = Sampling(0, 8, Silent())
+    [[base]] = sample_rollouts(member, [QUESTION], [codec.prompt("?")], "base", 1, sampling)
+    targeted = _targeted(QUESTION, Branch(0, 0, (), None), 0, said, member)
+    assert {base.grade.outcome, targeted.grade.outcome} == {"ungradable" if tag else "right"}
+    assert base.text.startswith("Half")
 
 
 def test_a_demonstration_says_something_beside_its_reasoning():

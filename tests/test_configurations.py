@@ -16,6 +16,7 @@ from gradalign.configurations import (
     load_configurations,
     parse_questions,
     parse_tokens,
+    unnamed_servers,
 )
 from gradalign.findings import break_down, rank, rank_configurations
 from gradalign.objectives import parse_objective
@@ -50,6 +51,14 @@ def test_a_configuration_is_read_as_written(tmp_path):
     assert other.pairs == (("rewards", "dr_grpo"),)
     assert parse_questions(str(one.questions)) == one.questions
     assert parse_tokens(str(one.tokens)) == one.tokens
+
+
+def test_servers_that_only_a_file_names_are_told():
+    teachers = ("server:https://evil.example#m", "ctx:correct_demo@server:https://H:1#m", "model:x/y+ctx:answer", None)
+    found = [Configuration(str(teacher), "reverse_kl", teacher) for teacher in teachers]
+    assert unnamed_servers(found, ("ctx:answer", "auto")) == ("server:https://evil.example#m", "server:https://H:1#m")
+    assert unnamed_servers(found, ("server:https://h:1/v1#other+ctx:answer",)) == ("server:https://evil.example#m",)
+    assert unnamed_servers(found, ("ctx:answer", "server:https://evil.example")) == ("server:https://H:1#m",)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from gradalign.contexts import (
     privileged_text,
     render_context,
     render_question,
+    sandbox,
     template_text,
 )
 from gradalign.contexts.apart import Apart, TemplateFault
@@ -199,6 +200,18 @@ def test_a_template_that_never_ends_or_builds_gigabytes_is_refused_in_seconds(te
         assert time.monotonic() - began < 4
         assert "\n" not in str(caught.value)
         assert apart.ask("{{ s }} lives", {"s": "it"}) == "it lives"
+    finally:
+        apart.close()
+
+
+def test_an_answer_that_breaks_off_is_a_fault(tmp_path, monkeypatch):
+    killed = tmp_path / "killed.py"
+    killed.write_text("print('ready', flush=True)\ninput()\nprint('{\"found\": \"ha', end='', flush=True)\n")
+    monkeypatch.setattr(sandbox, "__file__", str(killed))
+    apart = Apart()
+    try:
+        with pytest.raises(TemplateFault, match="brought its process down"):
+            apart.ask("{{ s }}", {"s": "half"})
     finally:
         apart.close()
 

@@ -1,22 +1,24 @@
 """Teachers with another tokenizer: what is told of the student's tokens, against texts whose every probability is known, and in runs."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from gradalign_cli.main import app
-from other_tokenizers import permuted_student, random_model, trained_tokenizer
+from other_tokenizers import byte_fallback_tokenizer, permuted_student, random_model, trained_tokenizer
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import gradalign
-from gradalign.models import LoadOptions, load_model
+from gradalign.models import ChatCodec, LoadOptions, load_model
 from gradalign.models.cross import CrossModel, cross_tokenizer
-from gradalign.models.spelling import spelling_of
+from gradalign.models.spelling import Spelling, spelling_of
 from gradalign.models.translation import Translation
 from gradalign.pipeline import Execution, RunConfig, load_cast
-from gradalign.tails import spread_tail
+from gradalign.spans import Spellings
+from gradalign.tails import spread_shares, spread_tail
 from gradalign.testbed import CharacterChain, TokenView
 from gradalign.types import GradalignError
 
@@ -53,6 +55,61 @@ def test_the_same_tokenizer_gives_the_teacher_back(words):
     found, truth = told(model, texts), torch.cat(exact.hidden_states((0,), texts))
     assert not found.isnan().any()
     torch.testing.assert_close(found.exp(), truth.exp(), rtol=0, atol=1e-12)
+
+
+def with_byte_tokens(spelling: Spelling) -> Spelling:
+    """The same tokenizer with a token for each byte of the alphabet before its own, which it does not write."""
+    size = len(ALPHABET)
+    surface_V = [*(f"<0x{ord(char):02X}>" for char in ALPHABET), *spelling.surface_V]
+    specials = {token + size: name for token, name in spelling.specials.items()}
+    stops = frozenset(token + size for token in spelling.stops)
+    return Spelling(
+        [*(char.encode() for char in ALPHABET), *spelling.words_V],
+        lambda texts: [[token + size for token in cut] for cut in spelling.cut(texts)],
+        surface_V,
+        specials,
+        stops,
+        max(stops),
+    )
+
+
+def test_of_tokens_that_write_the_same_the_one_is_told_that_the_tokenizer_writes():
+    """SentencePiece has tokens for bytes beside those for characters, and a byte-level teacher names neither as it does."""
+    chain = CharacterChain.random(ALPHABET, 0)
+    exact, teacher = TokenView(chain, CHARACTERS), TokenView(chain, PAIRED)
+    named = replace(teacher.spelling, surface_V=["Ġ" + name for name in teacher.spelling.surface_V])
+    model = CrossModel(teacher, Translation(with_byte_tokens(exact.spelling), named))
+    row, truth = told(model, [np.array([3, 6])])[0].exp().nan_to_num(0.0), exact.next_probabilities([])
+    np.testing.assert_allclose(row, [0, 0, 0, *truth], atol=1e-12)
+    back = Translation(named, with_byte_tokens(exact.spelling))
+    assert back.read([0, 1, 3]).tokens_M.tolist() == [3, 4, 3, 4]  # "a", "b" where the student writes "ab"
+
+
+def test_the_same_tokenizer_reads_every_rollout_as_it_stands():
+    """Also where it ends inside a character, and where a tokenizer would not have written such tokens."""
+    words_V = [b"t", b"h", b"th", b"\xf0", b"\x9f", b"\xf0\x9f", b"\xc3", b"\xa9", "é".encode()]
+    spelling = Spelling(words_V, lambda texts: [Spellings(words_V).cut(text.encode()) or [] for text in texts], ["?"] * 9)
+    translation = Translation(spelling, spelling)
+    for size in (1, 2, 3):
+        for rollout in itertools.product(range(len(words_V)), repeat=size):
+            assert translation.read(rollout).tokens_M.tolist() == [*rollout]
+
+
+@pytest.mark.parametrize(("student_words", "teacher_words"), [(CHARACTERS, PAIRED), (PAIRED, CHARACTERS)])
+def test_tokens_that_a_model_has_no_logits_for_are_as_if_they_were_not(student_words, teacher_words):
+    exact, plain = world(student_words, teacher_words)
+
+    def grown(spelling: Spelling) -> Spelling:
+        more = Spellings([*spelling.words_V, b"bc"])
+        surface_V = [*spelling.surface_V, "bc"]
+        return replace(
+            spelling, words_V=more.words_V, surface_V=surface_V, cut=lambda texts: [more.cut(t.encode()) or [] for t in texts]
+        )
+
+    held = [grown(spelling).held(len(spelling.words_V)) for spelling in (plain.translation.student, plain.translation.teacher)]
+    texts = all_texts(exact)
+    found, wanted = (told(model, texts) for model in (CrossModel(plain.inner, Translation(*held)), plain))
+    torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
 def test_texts_have_the_same_probability_in_every_vocabulary():
@@ -115,6 +172,19 @@ def test_longer_tokens_are_taken_from_the_longest_before():
     np.testing.assert_allclose(row.numpy(), truth, atol=1e-6)
 
 
+@pytest.mark.parametrize("longer", [[], ["abca"]])
+def test_longer_tokens_that_longer_ones_of_the_teacher_begin_are_not_told_in_part(longer):
+    """The teacher's "abc" tells a part of "ab", the rest of which is with "a"; "abca" is with both, and at home with "ab"."""
+    exact, model = world([*CHARACTERS, "ab", *longer], [*CHARACTERS, "abc"])
+    end, truth = exact.vocabulary_size - 1, torch.from_numpy(exact.next_probabilities([]))
+    assert model.home_V.tolist() == [0, 1, 2, 0, *(3 for _ in longer), end]
+    for first, untold in ((2, [3, *(4 for _ in longer)]), (0, [4 for _ in longer])):  # after "a", "b" makes "ab" whole
+        row = told(model, [np.array([first, end])])[:1]
+        assert row.isnan().nonzero()[:, 1].tolist() == untold
+        shared = spread_shares(row, truth.log()[None], model.home_V)[0].exp()
+        torch.testing.assert_close(shared, truth, rtol=0, atol=1e-6)
+
+
 def test_mass_is_never_made():
     for student_words, teacher_words in ((PAIRED, [*ALPHABET, "bc", "aa"]), ([*ALPHABET, "abc", "ab"], PAIRED)):
         exact, model = world(student_words, teacher_words, 5)
@@ -173,6 +243,30 @@ def test_tokens_of_several_bytes_and_ends_of_turns(folders):
     assert found[-1, mine].exp().item() == pytest.approx(own[-1, stop].item(), rel=1e-5)
 
 
+def test_a_tokenizer_with_bytes_and_marks_for_spaces(folders):
+    """Runs of spaces are added tokens in some (Gemma); a space of a byte-level teacher is not the byte 32 of such a student."""
+    tokenizer = byte_fallback_tokenizer([*"▁abcdefghijklmnopqrstuvwxyz", "▁▁", "th"], ["▁▁"])
+    spelling = spelling_of(ChatCodec(tokenizer, "marked", frozenset({0})))
+    ids = tokenizer.get_vocab()
+    assert spelling.cut(["the  é"]) == [[ids[name] for name in ("th", "e", "▁▁", "<0xC3>", "<0xA9>")]]
+    assert spelling.written(spelling.cut(["the  é"])[0]) == "the  é".encode()
+    teacher = load_model(str(folders / "one"), CPU)
+    theirs = teacher.codec.tokenizer.get_vocab()
+    first_V = Translation(spelling, spelling_of(teacher.codec)).first_V
+    assert [first_V[theirs[name]] for name in "ĠaĊ"] == [ids["▁"], ids["a"], ids["<0x0A>"]]
+
+
+def test_models_with_fewer_logits_than_their_tokenizers_have_tokens(folders):
+    one, two = (load_model(str(folders / name), CPU) for name in ("one", "two"))
+    for loaded in (one, two):
+        loaded.language_model.vocabulary_size -= 20
+    model = cross_tokenizer(one, two).language_model
+    assert model.vocabulary_size == one.language_model.vocabulary_size
+    found = told(model, [np.array(model.translation.student.cut(["there were three others"])[0])])
+    assert (found.exp().nan_to_num(0.0).sum(1) <= 1 + 1e-9).all()
+    assert not found.isnan().all(1).any()
+
+
 def test_text_that_looks_like_a_special_token_is_text(folders):
     one, two = (load_model(str(folders / name), CPU) for name in ("one", "two"))
     translation = Translation(spelling_of(one.codec), spelling_of(two.codec))
@@ -222,6 +316,18 @@ def test_another_tokenizer_needs_to_be_asked_for(folders):
         with pytest.raises(GradalignError, match=f"objective {objective} sums") as caught:
             load_cast(summing, Execution(device="cpu"))
         assert "\n" not in str(caught.value)
+
+
+def test_a_given_template_is_for_the_tokenizer_of_the_student(folders, tmp_path):
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for message in messages %}Q: {{ message['content'] }}{% endfor %}")
+    name = str(folders / "two")
+    teachers = (f"model:{name}", "model:builtin:medium")
+    config = RunConfig("builtin:small", "builtin:arithmetic", teachers, chat_template=str(file), cross_tokenizer=True)
+    cast = load_cast(config, Execution(device="cpu"))
+    assert cast.others[name].model.codec.prompt("1") == load_model(name, CPU).codec.prompt("1")
+    for codec in (cast.student.model.codec, cast.others["builtin:medium"].model.codec):
+        assert codec.shown(codec.prompt("1")) == "Q: 1"
 
 
 def test_a_permuted_teacher_scores_as_the_same_network(folders, tmp_path):

@@ -81,6 +81,7 @@ def test_commands_in_the_documents_exist_with_their_options():
                 assert word.partition("=")[0] in options, line
 
 
+@pytest.mark.slow
 def test_code_in_the_documents_runs(tmp_path):
     """The Python of the tutorial and of what users bring, in files of their own."""
     for page in ("tutorial.md", "your-own.md"):

@@ -9,7 +9,7 @@ import pytest
 from fake_endpoint import served
 
 from gradalign.endpoint import Address, parse_address
-from gradalign.endpoint.client import Endpoint, EndpointError
+from gradalign.endpoint.client import Endpoint, EndpointError, _keys
 from gradalign.models.served import connect
 from gradalign.types import GradalignError
 
@@ -18,7 +18,7 @@ SETTINGS = {"max_tokens": 1, "temperature": 1.0}
 
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch):
-    for name in ("GRADALIGN_API_KEY", "OPENAI_API_KEY"):
+    for name in ("GRADALIGN_API_KEY", "OPENAI_API_KEY", "GRADALIGN_API_HOSTS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -111,7 +111,7 @@ def test_the_key_is_sent_and_stands_in_no_message(small, monkeypatch, caplog):
     with served(small, key="right-key") as fake:
         with pytest.raises(GradalignError, match="asks for a key; set GRADALIGN_API_KEY"):
             Endpoint(fake.name)
-        monkeypatch.setenv("OPENAI_API_KEY", "right-key")
+        monkeypatch.setenv("GRADALIGN_API_KEY", "right-key")
         endpoint = Endpoint(fake.name, retries=0)
         monkeypatch.setenv("GRADALIGN_API_KEY", "wrong-key")
         with caplog.at_level("DEBUG"), pytest.raises(EndpointError, match="refuses the key") as caught:
@@ -121,7 +121,38 @@ def test_the_key_is_sent_and_stands_in_no_message(small, monkeypatch, caplog):
         fake.faults, fake.says = [400], "bad right-key,\n\tsaid twice: right-key"
         with pytest.raises(EndpointError, match=r"answered 400: bad \[key\], said twice: \[key\]"):
             endpoint.complete([1, 2], SETTINGS)
+        fake.faults, fake.says = [400], "x" * 295 + "right-key"
+        with pytest.raises(EndpointError) as caught:
+            endpoint.complete([1, 2], SETTINGS)
+        assert "right" not in str(caught.value)
         assert "right-key" not in repr(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("url", "named", "hosts", "sent"),
+    [
+        ("https://api.openai.com", True, "", ("GRADALIGN_API_KEY", "OPENAI_API_KEY")),
+        ("http://api.openai.com", True, "", ("GRADALIGN_API_KEY",)),
+        ("https://api.openai.com.evil.example", True, "", ("GRADALIGN_API_KEY",)),
+        ("https://evil.example", True, "", ("GRADALIGN_API_KEY",)),
+        ("https://evil.example", False, "", ()),
+        ("https://evil.example", False, "good.example, evil.example.org", ()),
+        ("https://good.example:8000", False, "other, Good.example", ("GRADALIGN_API_KEY",)),
+        ("https://api.openai.com", False, "", ()),
+    ],
+)
+def test_keys_go_where_the_user_says(url, named, hosts, sent, monkeypatch):
+    monkeypatch.setenv("GRADALIGN_API_HOSTS", hosts)
+    assert _keys(parse_address(f"server:{url}"), named) == sent
+
+
+def test_a_server_that_only_a_file_names_gets_no_key(small, monkeypatch):
+    monkeypatch.setenv("GRADALIGN_API_KEY", "right-key")
+    with served(small, key="right-key") as fake:
+        with pytest.raises(EndpointError, match=r"only a file names it; give it as --teacher too.*GRADALIGN_API_HOSTS \(401\)"):
+            Endpoint(fake.name, named=False)
+        monkeypatch.setenv("GRADALIGN_API_HOSTS", "127.0.0.1")
+        assert Endpoint(fake.name, named=False).model == "tiny"
 
 
 def test_faults_that_pass_are_sent_again(small):
@@ -154,6 +185,17 @@ def test_answers_that_are_no_completions_are_refused(small, monkeypatch):
         monkeypatch.setattr(fake, "complete", lambda body: (200, {"choices": []}))
         with pytest.raises(EndpointError, match="no completion"):
             endpoint.complete([1, 2], SETTINGS)
+        monkeypatch.setattr(fake, "complete", lambda body: (200, b"[" * 100_000))
+        with pytest.raises(EndpointError, match="gives answers that cannot be read"):
+            endpoint.complete([1, 2], SETTINGS)
+
+
+@pytest.mark.parametrize("tokens", [[-1, 5], [1 << 40], [True], ["5"], "5", None, [1.0]])
+def test_ids_that_no_vocabulary_has_are_none(small, monkeypatch, tokens):
+    with served(small) as fake:
+        endpoint = Endpoint(fake.name)
+        monkeypatch.setattr(fake, "tokenize", lambda body: (200, {"tokens": tokens}))
+        assert endpoint.tokenize({"prompt": "x"}) is None
 
 
 def test_many_at_once_but_no_more_than_allowed(small):

@@ -167,7 +167,8 @@ def test_threads_share_one_process():
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 from gradalign.questions import grade, mathematics
 from gradalign.types import Question
 print(grade(Question("m", "?", "2x", "math"), "\\\\boxed{x+x}").outcome, flush=True)

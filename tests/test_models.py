@@ -98,6 +98,25 @@ def test_no_chat_template_is_refused_unless_one_is_given(copy):
     assert load_model(str(copy), LoadOptions(device="cpu", chat_template=str(other))).codec.prompt("x")
 
 
+@pytest.mark.parametrize(
+    ("file", "spoil"),
+    [
+        ("config.json", lambda d: d["rope_parameters"].update(rope_theta=20000.0)),
+        ("config.json", lambda d: d.update(rms_norm_eps=1e-5)),
+        ("generation_config.json", lambda d: d.update(eos_token_id=[353, 355])),
+        ("tokenizer.json", lambda d: d["model"].update(ignore_merges=False)),
+        ("tokenizer.json", lambda d: d.update(normalizer={"type": "Lowercase"})),
+    ],
+    ids=["positions", "norm", "stop tokens", "merges", "normalizer"],
+)
+def test_what_is_computed_otherwise_has_another_fingerprint(copy, small, file, spoil):
+    assert load_model(str(copy), CPU).fingerprint.partition(":")[2] == small.fingerprint.partition(":")[2]
+    described = json.loads((copy / file).read_text())
+    spoil(described)
+    (copy / file).write_text(json.dumps(described))
+    assert load_model(str(copy), CPU).fingerprint.partition(":")[2] != small.fingerprint.partition(":")[2]
+
+
 def test_padded_logits_are_trimmed_on_every_side_and_it_is_said(copy, small):
     model = AutoModelForCausalLM.from_pretrained(copy)
     width = model.get_output_embeddings().weight.shape[0]

@@ -14,8 +14,10 @@ from gradalign.findings import rank
 from gradalign.models import LoadedModel
 from gradalign.objectives import After, NodeSignals, ideal_direction, parse_objective
 from gradalign.pipeline import Budget, Cast, Effort, Member, RunConfig
+from gradalign.pipeline.group import _cast_teachers
+from gradalign.pipeline.rows import QuestionResult
 from gradalign.testbed import TabularCodec, TabularModel
-from gradalign.types import REWARDS, GradalignError, Question, TeacherSpec
+from gradalign.types import REWARDS, Completion, GradalignError, Grade, Question, Rollout, TeacherSpec
 
 TEACHERS = {"model:better": 3.0, "model:worse": -3.0, "model:same": 0.0}
 
@@ -41,6 +43,21 @@ def config_for(count: int, **changes) -> RunConfig:
     settings = {"rollouts": 16, "max_tokens": 4, "demonstrations": 1, "part_size": 50} | changes
     objectives = ("reverse_kl", "forward_kl", "jsd:0.5", "sampled_kl")
     return RunConfig("tabular", f"{count} questions", tuple(TEACHERS), objectives, **settings)
+
+
+@pytest.mark.parametrize(
+    ("objective", "taught", "fits"),
+    [("reverse_kl", 0, True), ("success", 0, True), ("minillm:1", 0, False), ("pbsd:1", 2, False)],
+)
+def test_teachers_that_read_targeted_rollouts_have_room_for_the_longest(tabular, objective, taught, fits):
+    """Base rollouts ended after two tokens; targeted ones may have four, which the teacher's window does not hold."""
+    cast = cast_of(tabular, ["model:better"])
+    cast.others["better"].model.language_model.context_window = 3
+    completion = Completion(0, 0, np.array([0, 1]), np.zeros(2), "stop")
+    result = QuestionResult(questions(1)[0], 0, [Rollout(0, completion, "", Grade(1.0, "right", "yes"))])
+    objectives = tuple(dict.fromkeys(("reverse_kl", objective)))
+    _cast_teachers([result], cast, replace(config_for(1), objectives=objectives, teacher_rollouts=taught))
+    assert bool(result.prompts) == fits
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +215,7 @@ def later(tabular: TabularModel, teacher: TabularModel, prefix: tuple[int, ...],
     return total / (4 - len(prefix)) if objective.endswith("normalised") else total
 
 
+@pytest.mark.slow
 def test_what_rollouts_bring_is_counted_without_bias(tabular, tmp_path):
     """Sums and steps of objectives whose direction is itself estimated, over 160 questions; all tokens tried where anything is."""
     config = replace(config_for(160, candidate_mass=1.0, min_visits=2, teacher_rollouts=32), objectives=OUTCOMES)
@@ -261,6 +279,7 @@ def test_no_rollout_is_counted_twice_and_the_budget_is_kept(run):
     assert (root == 16 + forced_at_root).all()
 
 
+@pytest.mark.slow
 def test_a_tiny_budget_is_kept_and_unbiased(tabular, tmp_path, run):
     few = run_score(config_for(400), tmp_path / "r", cast=cast_of(tabular), questions=questions(400), effort=Effort(Budget(12)))
     forced = few.rollouts[(few.rollouts.purpose == "targeted") & (few.rollouts.tokens.map(len) > 0)]

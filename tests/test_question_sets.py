@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -177,6 +178,33 @@ def test_where_the_connection_fails_what_was_fetched_before_is_read(tmp_path, mo
     assert len(load_questions("boolq")) == 2
 
 
+def test_a_set_that_was_not_fetched_whole_is_not_read_without_a_connection(tmp_path, monkeypatch):
+    shards = [f"main/test/000{i}.parquet" for i in range(3)]
+    parquet(tmp_path / shards[0], [{"question": "?", "answer": "1"}])
+    listed = ["README.md", *shards]
+
+    def fetch(repository, revision, file, offline):
+        if not (tmp_path / file).exists():
+            raise LocalEntryNotFoundError("not here")
+        return tmp_path / file
+
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(list_repo_files=lambda *_, **__: listed))
+    monkeypatch.setattr(hub, "fetch", fetch)
+    assert hub.repository_files("me/mine", CONVERTED, offline=False) == listed
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    assert hub.repository_files("me/mine", CONVERTED, offline=True) == shards
+    with pytest.raises(
+        GradalignError, match=r"not whole on this disk.*: main/test/0001.parquet, main/test/0002.parquet missing"
+    ):
+        load_questions("hf://me/mine:main")
+    with pytest.raises(GradalignError, match="no split 'train'; it has test"):
+        load_questions("hf://me/mine:main", split="train")
+    for shard in shards[1:]:
+        parquet(tmp_path / shard, [{"question": "?", "answer": "1", "id": shard}])
+    assert len(load_questions("hf://me/mine:main")) == 3
+
+
 def test_any_set_of_the_hub_by_its_name_and_configuration(fake_hub):
     for configuration in ("easy", "hard"):
         for split in ("test", "validation"):
@@ -228,6 +256,19 @@ def test_classes_read_by_name_and_hidden_labels_refused(tmp_path):
     plain = parquet(tmp_path / "g.parquet", [{"question": "is it", "passage": "It is.", "idx": 7, "label": 1}])
     (glue,) = load_questions(str(plain))
     assert (glue.id, glue.answer, glue.kind) == ("7", "yes", "boolean")
+    table = tmp_path / "b.csv"
+    table.write_text("question,passage,answer\nis it,It is.,1\nis it not,It is.,0\nhow many,Two.,2\n")
+    assert [(q.answer, q.kind) for q in load_questions(str(table))] == [("yes", "boolean"), ("no", "boolean"), ("2", "numeric")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [("$5", "numeric"), ("5 1/2", "numeric"), ("5 eggs", "numeric"), ("5 or 6", "exact")]
+)
+def test_the_number_behind_gsm8k_s_mark_may_have_a_currency_or_a_unit(tmp_path, answer, kind):
+    file = tmp_path / "g.jsonl"
+    file.write_text(json.dumps({"question": "?", "answer": f"Half of it.\n#### {answer}"}))
+    [question] = load_questions(str(file))
+    assert (question.answer, question.kind) == (answer, kind)
 
 
 CHAT = [

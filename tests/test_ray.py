@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -140,7 +141,10 @@ def test_a_poison_question_is_set_aside_after_three_tries(kind, said, tabular, t
     assert aside.question.tolist() == ["q5"]
     assert said in aside.detail.iloc[0]
     assert {*run.scores.question} == {f"q{i}" for i in range(16)} - {"q5"}
-    assert len(events(run, "failed")) == 3
+    failed = Counter(event["part"] for event in events(run, "failed"))
+    assert max(failed.values()) == 3
+    # a worker that dies as it begins a part may take the answer to the one before with it
+    assert kind is Deadly or failed.total() == 3
 
 
 def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing(tabular, tmp_path, monkeypatch):

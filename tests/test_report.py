@@ -67,6 +67,15 @@ def test_packets_hold_the_numbers_of_the_rows(run):
             np.testing.assert_allclose(np.array(tried["tau"][1], dtype=float), told["teacher_prob"], rtol=1e-4)
 
 
+def test_rollouts_without_an_answer_have_none(tmp_path):
+    run = gradalign.score(teachers=["ctx:answer"], limit=2, rollouts=8, budget=16, max_tokens=14, out=tmp_path / "r")
+    stored = run.frame("rollouts", ["purpose", "read_answer"]).query("purpose == 'base'")["read_answer"]
+    assert 0 < stored.isna().sum() < len(stored)
+    shown = [rollout["answer"] for packet in pack_tokens(run).packets for rollout in opened(packet)["rollouts"]]
+    assert sorted(answer for answer in shown if answer is not None) == sorted(stored.dropna())
+    assert shown.count(None) == stored.isna().sum()
+
+
 def test_the_page_is_one_file_with_every_section(run):
     made = write_report(run, draws=100)
     page = made.path.read_text()

@@ -1,18 +1,26 @@
 """What SECURITY.md promises: nothing that is read is run, ids stay in their folder, terminals obey nothing, secrets are not kept."""
 
 import ast
+import io
 import json
+import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from fake_endpoint import served
 from hostile import QUESTION, TEACHER, TEXT, WORDS, hostile_run, is_clean
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from safetensors.torch import load_file, save_file
 from test_cli import TINY
 
 from gradalign import load_run
 from gradalign.builtin import builtin_path
-from gradalign.models import LoadOptions, load_model
+from gradalign.contexts import parse_teacher
+from gradalign.deadline import templates_end
+from gradalign.models import LoadOptions, load_model, resolve_model
+from gradalign.pipeline import Execution, RunConfig
 from gradalign.store.places import place_of
 from gradalign.types import GradalignError
 
@@ -103,6 +111,31 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path):
     with pytest.raises(GradalignError, match="--trust-remote-code runs it"):
         load_model(str(folder), LoadOptions(device="cpu"))
     assert not (tmp_path / "owned").exists()
+
+
+def test_what_transformers_says_of_a_file_is_shown_as_text(tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(builtin_path("students") / "small", tmp_path / "named"))
+    tensors = load_file(folder / "model.safetensors") | {name: torch.zeros(1) for name in ("\x1bc", "x\x9b2J", "\x1b[31mred")}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    handler, said = logging.getLogger("transformers").handlers[0], io.StringIO()
+    monkeypatch.setattr(handler, "stream", said)
+    load_model(str(folder), LoadOptions(device="cpu"))
+    assert "\ufffdc" in said.getvalue()
+    assert is_clean(said.getvalue())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ lipsum(n=1000000000) }}",
+        "{{ [1, 2]|slice(1000000000)|list }}",  # computed as the template is compiled, where Jinja drops what is raised
+        "{{ range(99999)|map('string')|map('center', 4000)|map('wordwrap', 2)|list }}",
+    ],
+)
+def test_templates_end(source):
+    with pytest.raises(TimeoutError, match=r"longer than 0\.05 s"), templates_end(0.05):
+        ImmutableSandboxedEnvironment().from_string(source).render()
 
 
 IDS = (
@@ -211,8 +244,47 @@ def test_secrets_are_kept_nowhere(gradalign, tmp_path, monkeypatch):
     assert kept == []
 
 
-@pytest.mark.parametrize("address", ["s3://key:hunter2@bucket/run", "memory://hunter2@x/y", "https://me:hunter2@host/run"])
-def test_an_address_of_a_run_holds_no_secret(address):
-    with pytest.raises(GradalignError, match="environment") as caught:
-        place_of(address)
+def test_a_file_of_somebody_elses_takes_no_key(gradalign, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADALIGN_API_KEY", "right-key")
+    with served(small, key="right-key") as fake:
+        (tmp_path / "c.yaml").write_text(f"- {{name: a, teacher: '{fake.name}', objective: reverse_kl}}\n", encoding="utf-8")
+        code, _, err = gradalign("score", *TINY, "--configs", "c.yaml", "--out", "r")
+    assert code == 2
+    assert "gets none since only a file names it" in " ".join(err.split())
+
+
+ADDRESSES = (
+    "s3://key:hunter2@bucket/run",
+    "memory://hunter2@x/y",
+    "https://me:hunter2@host/run",
+    "S3://KEY:hunter2@bucket/run",
+    "filecache::s3://KEY:hunter2@bucket/run",
+    "s3://bucket/run?X-Amz-Security-Token=hunter2",
+    "https://me:hunter2@huggingface.co/o/m@main",
+)
+TAKERS = {
+    "a run": place_of,
+    "a model": resolve_model,
+    "a student": lambda text: RunConfig(text, "builtin:arithmetic", ("ctx:answer",)),
+    "a question set": lambda text: RunConfig("builtin:small", text, ("ctx:answer",)),
+    "a teacher": lambda text: parse_teacher(f"model:{text}+ctx:answer"),
+    "no teacher": parse_teacher,
+    "a source": lambda text: parse_teacher(f"ctx:correct_demo@model:{text}"),
+    "a cluster": lambda text: Execution(executor="ray", address=text),
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("thing", TAKERS)
+def test_an_address_holds_no_secret(address, thing):
+    with pytest.raises(GradalignError, match=r"may hold no user, password or query; give the key as [A-Z_]+") as caught:
+        TAKERS[thing](address)
     assert "hunter2" not in str(caught.value)
+
+
+def test_addresses_without_secrets_are_taken():
+    assert str(place_of("memory://bucket/a@b")) == "memory://bucket/a@b"
+    assert resolve_model("org/name@v1").revision == "v1"
+    assert Execution(executor="ray", address="ray://head:10001").address == "ray://head:10001"
+    with pytest.raises(GradalignError, match="cannot be reached"):  # and no folder of that name
+        place_of("NOWHERE://bucket/run")

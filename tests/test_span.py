@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from gradalign.builtin import builtin_path
 from gradalign.engines import HFEngine
 from gradalign.engines.vllm_setup import SPAN, engine_arguments
 from gradalign.models import LoadOptions, load_model, settle_span
+from gradalign.models import span as span_module
 from gradalign.models.span import shared_span
 from gradalign.pipeline import Execution, RunConfig, load_cast
 from gradalign.types import CompletionRequest, GradalignError
@@ -51,6 +53,15 @@ def narrowed(folder: Path, rows: int) -> str:
     model.resize_token_embeddings(rows, mean_resizing=False)
     model.save_pretrained(folder)
     return str(folder)
+
+
+def test_a_template_that_never_ends_with_a_finished_turn_is_stopped(monkeypatch):
+    loaded = load_model("builtin:small", CPU)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    own = loaded.codec.tokenizer.chat_template
+    loaded.codec.tokenizer.chat_template = f"{own}{{% if messages[-1].role == 'assistant' %}}{loop}{{% endif %}}"
+    monkeypatch.setattr(span_module, "templates_end", partial(span_module.templates_end, 0.05))
+    assert shared_span(loaded, loaded) == loaded.language_model.vocabulary_size
 
 
 def cast_of(student: str, *teachers: str):

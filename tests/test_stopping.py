@@ -179,6 +179,7 @@ def test_a_larger_budget_goes_on_and_throws_nothing_away(tabular, tmp_path):
     assert forced(fewer) == forced(larger)
 
 
+@pytest.mark.slow
 def test_gone_on_with_it_scores_as_well_as_at_once(tabular, tmp_path):
     score(tabular, tmp_path / "grown", Effort(Budget(16)), 120)
     grown = rank(score(tabular, tmp_path / "grown", Effort(Budget(96)), 120)).frame.set_index(["teacher", "objective"])

@@ -101,4 +101,12 @@ def test_shares_against_their_definition():
     assert torch.equal(found[0, 3:], told[0, 3:])
     assert torch.equal(found[1].isnan(), told[1].isnan())
     assert torch.equal(found[2], told[2])
+    above = spread_shares(told, pi, torch.tensor([0, 0, 1, 3, 4, 5]))  # two homes, one above the other
+    torch.testing.assert_close(above, found, equal_nan=True)
     assert torch.equal(spread_shares(told, pi, torch.arange(6)).nan_to_num(9.0), told.nan_to_num(9.0))
+
+
+def test_shares_of_a_bucket_that_the_student_hardly_ever_writes():
+    pi = torch.log_softmax(torch.tensor([[0.0, -200.0, -201.0, -199.0]]), -1)
+    found = spread_shares(torch.tensor([[0.0, -3.0, torch.nan, torch.nan]]), pi, torch.tensor([0, 1, 1, 1]))
+    torch.testing.assert_close(found[0, 1:], -3.0 + torch.log_softmax(pi[0, 1:], -1))

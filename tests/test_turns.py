@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 import gradalign
 from gradalign.engines import HFEngine
 from gradalign.models import LoadOptions, Turn, crowded, load_model, loading, room, turns
+from gradalign.models.cross import cross_tokenizer
 from gradalign.pipeline import Execution, RunConfig, load_cast
 from gradalign.pipeline.survey import _present_first
 from gradalign.types import CompletionRequest, GradalignError
@@ -92,6 +93,14 @@ def test_a_survey_begins_with_the_model_that_is_there():
     assert _present_first([student, one, two, student, one]) == [0, 3, 1, 4, 2]
 
 
+def test_a_survey_begins_with_a_teacher_of_another_tokenizer_that_is_there(small):
+    turn = Turn()
+    one, two = (cross_tokenizer(small, load_model("builtin:small", CPU, turn)).language_model for _ in range(2))
+    assert _present_first([small.language_model, one, two]) == [0, 2, 1]
+    one.hidden_states((3, 4), [np.array([5])])
+    assert _present_first([small.language_model, one, two]) == [0, 1, 2]
+
+
 def test_layers_may_wait_in_main_memory_while_there_is_room(monkeypatch, counted):
     """What a GPU would do; that parameters really move is the next test."""
     moved = []
@@ -129,9 +138,9 @@ def test_samples_are_the_same_in_turn():
     assert found == expected
 
 
-def load(mode: str):
+def load(mode: str, place: tuple[str, ...] = ()):
     config = RunConfig("builtin:small", "builtin:arithmetic", TEACHERS, max_tokens=24)
-    return load_cast(config, Execution(device="cpu", engine="hf", load=mode))
+    return load_cast(config, Execution(device="cpu", engine="hf", load=mode, place=place))
 
 
 def in_turn(cast) -> set[str]:
@@ -149,6 +158,12 @@ def test_auto_looks_at_what_is_free_and_says_so(monkeypatch):
     assert in_turn(load("together")) == set()
     monkeypatch.setattr(room, "free_bytes", lambda device: None)
     assert in_turn(load("auto")) == set()
+
+
+def test_one_device_under_two_names_has_one_turn():
+    cast = load("in-turn", ("builtin:medium=cpu:0", "builtin:large=cpu"))
+    one, two = (member.model.language_model.turn for member in cast.others.values())
+    assert one is two
 
 
 def test_sizes_are_known_before_anything_is_read(monkeypatch):

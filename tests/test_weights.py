@@ -105,6 +105,27 @@ def test_attention(copy, small):
         refused(copy, "package that is missing.*[Ff]lash", LoadOptions(device="cpu", attention="flash_attention_2"))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"attn_implementation": "kernels-community/flash-attn2@0123"},
+        {"_attn_implementation": "someone/kernel"},
+        {"experts_implementation": "someone/kernel"},
+        {"text_config": {"_attn_implementation_internal": "someone/kernel"}},
+        {"attn_implementation": {"": "sdpa", "text_config": "paged|someone/kernel"}},
+        {"attn_implementation": "flash_attention_2"},
+    ],
+)
+def test_kernels_of_the_hub_run_only_when_they_are_asked_for(copy, monkeypatch, asked):
+    monkeypatch.setattr(weights, "find_spec", lambda name: name == "kernels" or None)
+    file = copy / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | asked))
+    refused(copy, r"asks by its config\.json for '.*', a kernel downloaded from the hub.*--trust-remote-code")
+    assert weights.read_config(resolve_model("builtin:small"), CPU).model_type == "qwen3"
+    with pytest.raises(GradalignError, match="would run a kernel"):
+        load_model("builtin:small", LoadOptions(device="cpu", attention="flash_attention_2"))
+
+
 def test_code_beside_a_model_runs_only_when_it_is_asked_to(copy, tmp_path):
     mark = tmp_path / "ran"
     (copy / "code.py").write_text(
@@ -145,6 +166,24 @@ def test_pickled_weights_are_never_opened(copy, tmp_path):
 def test_damaged_configurations_are_one_line(copy, text):
     (copy / "config.json").write_text(text)
     refused(copy, "could not be loaded")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "mpt", "n_layers": 10**9},
+        {"model_type": "gpt_neo", "num_layers": 10**9},
+        {"model_type": "gpt_neo", "attention_types": [[["global", "local"], 10**9]]},
+        {"model_type": "opt", "ffn_dim": 10**9},
+        {"model_type": "bloom", "n_head": 10**9},
+        {"model_type": "gemma3", "text_config": {"hidden_size": 10**9}},
+        {"model_type": "gpt2", "n_layer": 9_000, "n_embd": 10**6, "n_head": 1},  # each is a size, all together are none
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_sizes_that_no_model_has_are_refused(copy, config):
+    (copy / "config.json").write_text(json.dumps(config))
+    refused(copy, "by its config.json; check that its files are whole")
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(100), b"GGUF\x03\0\0\0" + b"\xff" * 200])

@@ -155,4 +155,7 @@ CrossTokenizer = Annotated[
         help="Let teachers with another tokenizer in: their probabilities are aligned by text, and approximate.",
     ),
 ]
-ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja chat template to use instead of the model's own.")]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(help="A Jinja chat template for the student, and models with its tokenizer, instead of their own."),
+]

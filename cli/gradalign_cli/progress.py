@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from gradalign.visible import VisibleLogs
 from gradalign_cli.console import Interrupted, errors
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class ProgressDisplay:
         return bar if self.table is None else Group(self.table, bar)
 
     def __enter__(self) -> "ProgressDisplay":
-        logging.basicConfig(
-            level=logging.WARNING, handlers=[RichHandler(console=errors, show_path=False)], format="%(message)s"
-        )
+        handler = RichHandler(console=errors, show_path=False)
+        handler.addFilter(VisibleLogs())
+        logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
         self.live.start()
         return self
 

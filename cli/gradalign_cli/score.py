@@ -199,7 +199,7 @@ def score(
     with ProgressDisplay() as progress:
         progress.stage("starting")
         from gradalign.api import configure, default_folder, run_forecast, run_score
-        from gradalign.configurations import load_configurations, step_weightings
+        from gradalign.configurations import load_configurations, step_weightings, unnamed_servers
         from gradalign.findings import rank, rank_configurations
         from gradalign.pipeline import Effort, Execution, parse_budget
         from gradalign_cli.tables import print_forecast, print_sheets
@@ -223,6 +223,7 @@ def score(
             worker_gpus,
             address,
             load,
+            unnamed_servers(configurations, (*(teacher or ()), engine)),
         )
         forecast = run_forecast(config, execution, progress, effort=effort) if dry_run else None
         run = None if dry_run else run_score(config, folder, execution, progress, effort=effort)

@@ -38,7 +38,7 @@ class Apart:
             except BaseException:
                 self._end()  # an answer may still be under way
                 raise
-            if not line:
+            if not line.endswith("\n"):  # it may have been ended in the middle of one
                 self._end()
                 why = f"it took longer than {self.seconds:g} s" if self._late else "it brought its process down"
                 raise TemplateFault(why)
@@ -75,7 +75,7 @@ class Apart:
             raise TemplateFault(f"no process could be started for it with {sys.executable} ({error})") from error
 
     def _exchanged(self, child: "subprocess.Popen[str]", line: str | None, seconds: float) -> str:
-        """What the process answers, empty if it ended or was too slow."""
+        """The line that the process answers, or the part of it that came before it ended or was too slow."""
         assert child.stdin is not None
         assert child.stdout is not None
         self._late = False

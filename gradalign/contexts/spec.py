@@ -7,7 +7,7 @@ from typing import get_args
 
 from gradalign.contexts.render import is_whole, needed_material
 from gradalign.contexts.sources import CONTEXTS
-from gradalign.endpoint import PREFIX, parse_address
+from gradalign.endpoint import PREFIX, parse_address, require_no_secret
 from gradalign.types import GradalignError, Place, TeacherSpec
 
 PLACES: tuple[Place, ...] = get_args(Place)
@@ -19,6 +19,7 @@ _FROM_A_MODEL = {"correct", "wrong", "summary"}
 
 def parse_teacher(spec: str) -> TeacherSpec:
     """The teacher that `spec` names; a context is one of the built-in ones or the path of a Jinja template."""
+    require_no_secret(spec, *(("a served model", "GRADALIGN_API_KEY") if PREFIX in spec else ("a model", "HF_TOKEN")))
     if spec.startswith(("model:", PREFIX)):
         named, separator, context = spec.partition("+ctx:")
         model = _model(named)

@@ -4,6 +4,6 @@ Knows token ids and what a server says; nothing of weights, trees or runs. The c
 who ask, so that addresses are understood without it.
 """
 
-from gradalign.endpoint.address import PREFIX, Address, parse_address
+from gradalign.endpoint.address import PREFIX, Address, parse_address, require_no_secret
 
-__all__ = ["PREFIX", "Address", "parse_address"]
+__all__ = ["PREFIX", "Address", "parse_address", "require_no_secret"]

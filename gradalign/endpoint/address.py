@@ -18,9 +18,26 @@ class Address:
     model: str | None = None
 
     @property
+    def origin(self) -> str:
+        """The server alone, as a key is bound to it."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}".lower()
+
+    @property
     def root(self) -> str:
         """The server without the version, where what is beside the API lies."""
         return self.url.rpartition("/")[0]
+
+
+def require_no_secret(text: str, thing: str, key: str) -> None:
+    """Refuse, without showing it, an address anywhere in `text` that could hold a secret: a user, a password or a query.
+
+    `thing` is what the address is one of, `key` a variable of the environment that the secret belongs in. What has no :// is no address.
+    """
+    if "://" in text and ("?" in text or any("@" in authority for authority in re.findall(r"://([^/]*)", text))):
+        raise GradalignError(
+            f"the address of {thing} may hold no user, password or query; give the key as {key} in the environment"
+        )
 
 
 def parse_address(text: str) -> Address:

@@ -45,6 +45,14 @@ def read_answer(body: Any) -> Answer:
         raise ValueError("not a completion") from error
 
 
+def read_tokens(body: Any) -> tuple[int, ...]:
+    """Read what /tokenize answers; ValueError where it holds no token ids."""
+    try:
+        return _ids(body["tokens"])
+    except (LookupError, TypeError) as error:
+        raise ValueError("no token ids") from error
+
+
 def _tokens(ids: list[int] | None, texts: list[str] | None) -> np.ndarray | None:
     if ids is not None:
         return np.array(_ids(ids), dtype=np.int64)

@@ -35,9 +35,12 @@ class Probe:
     ids: tuple[int, ...]
 
 
-def connected(name: str, probe: Probe, concurrency: int) -> Endpoint:
-    """The endpoint that `name` means, once it is known to take and give token ids and log-probabilities of the student's tokenizer."""
-    endpoint = Endpoint(name, concurrency)
+def connected(name: str, probe: Probe, concurrency: int, named: bool = True) -> Endpoint:
+    """The endpoint that `name` means, once it is known to take and give token ids and log-probabilities of the student's tokenizer.
+
+    `named` says whether the user named it, or only a file does (`Endpoint`).
+    """
+    endpoint = Endpoint(name, concurrency, named=named)
     ids = endpoint.tokenize({"prompt": probe.text, "add_special_tokens": False})
     if ids is not None:
         _require_same(endpoint, probe, ids)

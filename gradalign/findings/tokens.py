@@ -204,8 +204,9 @@ def _rollouts(rows: pd.DataFrame) -> list[TokenRollout]:
     origin_RT = build_tree(tokens).origin_RT()
     return [
         TokenRollout(
-            int(row["rollout"]), float(row["reward"]), row["outcome"], row["stop"], row["read_answer"], list(row["pieces"]), tokens[i],
-            origin_RT[i, : len(tokens[i])],
+            int(row["rollout"]), float(row["reward"]), row["outcome"], row["stop"],
+            None if pd.isna(row["read_answer"]) else row["read_answer"],
+            list(row["pieces"]), tokens[i], origin_RT[i, : len(tokens[i])],
         )
         for i, row in enumerate(rows.to_dict("records"))
     ]  # fmt: skip

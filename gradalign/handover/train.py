@@ -83,6 +83,7 @@ def build(plan: dict, model, settings, data: Dataset, tokenizer):
     """The trainer that trl.json names, with its teacher."""
     shared = {"model": model, "args": settings, "train_dataset": data, "processing_class": tokenizer}
     if plan["trainer"] == "GRPOTrainer":
+        shared["train_dataset"] = data.add_column("opened", [opened(tokenizer, settings)] * len(data))
         return GRPOTrainer(reward_funcs=right, **shared)
     teacher = None
     if plan["teacher"] is not None:
@@ -101,7 +102,15 @@ def build(plan: dict, model, settings, data: Dataset, tokenizer):
     return trainer
 
 
-def right(completions, prompts, question, answer, kind, choices, grader=None, **others) -> list[float | None]:
+def opened(tokenizer, settings) -> str:
+    """`<think>` where the chat template opens hidden reasoning and leaves it open, so that completions begin within it; else nothing."""
+    shown = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False, **(settings.chat_template_kwargs or {})
+    )
+    return "<think>" if shown.rfind("<think>") > shown.rfind("</think>") else ""
+
+
+def right(completions, prompts, question, answer, kind, choices, opened, grader=None, **others) -> list[float | None]:
     """Rewards by gradalign's own graders, or by the function that graded the run."""
     from gradalign.questions import grade
     from gradalign.types import Question
@@ -112,7 +121,8 @@ def right(completions, prompts, question, answer, kind, choices, grader=None, **
             question, prompts, answer, kind, choices, grader or [None] * len(question), strict=True
         )
     ]
-    return [grade(q, text[0]["content"] or "").reward for q, text in zip(asked, completions, strict=True)]
+    texts = [tag + (text[0]["content"] or "") for tag, text in zip(opened, completions, strict=True)]
+    return [grade(q, text).reward for q, text in zip(asked, texts, strict=True)]
 
 
 if __name__ == "__main__":

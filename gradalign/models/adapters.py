@@ -55,10 +55,14 @@ def find_adapter(source: ModelSource) -> Adapter | None:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         base, revision = settings["base_model_name_or_path"], settings.get("revision")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise GradalignError(f"adapter {name!r}: {ADAPTER_CONFIG} names no base model ({first_line(error)})") from error
     if settings.get("megatron_config"):
         raise GradalignError(f"adapter {name!r} is for Megatron, and would import a module that it names; {_MERGE}")
+    if settings.get("alora_invocation_tokens") is not None:
+        raise GradalignError(
+            f"adapter {name!r} acts after its invocation tokens alone (aLoRA), which are not looked for; train a LoRA"
+        )
     if _file(source, _WEIGHTS) is None:
         raise GradalignError(
             f"adapter {name!r} has no {_WEIGHTS}; other files can run code when they are opened; save it again with peft"

@@ -16,7 +16,7 @@ from gradalign.models.chat import ChatCodec
 from gradalign.models.memory import Batches
 from gradalign.models.protocol import LanguageModel, LoadedModel
 from gradalign.models.spelling import spelling_of
-from gradalign.models.told import EDGE, EXTRAS, MOVES, UNKNOWN, Told, add_told, move_told
+from gradalign.models.told import EDGE, EXTRAS, MOVES, UNKNOWN, Told, add_told, fold_told, move_told
 from gradalign.models.translation import Ahead, Crossings, Reading, Translation
 from gradalign.spans import Alignment, align
 
@@ -37,7 +37,8 @@ class CrossModel:
     The sum over m is that over covers of B (Phan et al., arXiv 2410.09303), along the teacher's own reading of the rollout.
 
     k may also be longer than z. Where k is the rollout's next teacher tokens and one more, whichever, the chain rule gives its mass,
-    prod P(z_l), which is taken from the token that stands for them till then. Others share with that token what is left (`home_V`).
+    prod P(z_l), which is taken from the token that stands for them till then. Others share with that token what is left (`home_V`), and
+    what z tells of them is added to it: it is a part of theirs alone.
 
     Where |B| is inside a teacher token, the mass of the token that ends just there is known, but not what would follow it: it is left
     untold, and goes to the student tokens that no crossing token tells, which is where it belongs if the teacher's tokenizer merges.
@@ -52,10 +53,16 @@ class CrossModel:
         self._numbers: dict[tuple[int, bytes], int] = {}
         self._dtype: torch.dtype | None = None
         self.home_V = torch.from_numpy(translation.home_V)
-        mapped = np.flatnonzero(translation.first_V[: inner.vocabulary_size] >= 0)
+        self._levels = _levels(self.home_V)
+        mapped = np.flatnonzero(translation.first_V >= 0)
         self._mapped = torch.from_numpy(mapped)
         self._first = torch.from_numpy(translation.first_V[mapped])
         self.batches = Batches(max(1, _CELLS // (2 * inner.vocabulary_size)), f"aligning {self.name}")
+
+    @property
+    def present(self) -> bool:
+        """Has the teacher its turn in memory?"""
+        return getattr(self.inner, "present", True)
 
     @torch.inference_mode()
     def hidden_states(self, prompt: Sequence[int], continuations: Sequence[np.ndarray]) -> list[Float[Tensor, "T H"]]:
@@ -106,6 +113,7 @@ class CrossModel:
         add_told(mass, known, told.target_NW, told.extra_NW.double().exp())
         if bool((told.to_NM >= 0).any()):
             mass = move_told(mass, known, told)
+        fold_told(mass, known, told.to_NM, [(tokens.to(tau.device), homes.to(tau.device)) for tokens, homes in self._levels])
         total_N = mass.sum(-1) + rest_N.masked_fill(known.all(-1), 0.0)
         return (mass / total_N[:, None]).clamp_min(torch.finfo(mass.dtype).tiny).log().masked_fill(~known, torch.nan)
 
@@ -114,10 +122,7 @@ class CrossModel:
         key = (lead, written)
         if key not in self._numbers:
             self._numbers[key] = len(self._crossings)
-            crossings = self.translation.crossings(lead, written)
-            fits = crossings.teacher_K < self.inner.vocabulary_size
-            ending = [token for token in crossings.ending if token < self.inner.vocabulary_size]
-            self._crossings.append(Crossings(crossings.teacher_K[fits], crossings.student_K[fits], ending))
+            self._crossings.append(self.translation.crossings(lead, written))
         return self._numbers[key]
 
     def _crossed(self, reading: Reading, spine: "_Spine") -> dict[int, list[tuple[int, Crossings]]]:
@@ -243,6 +248,17 @@ class CrossModel:
         return Told(states[row_T], *columns).pack()
 
 
+def _levels(home_V: Int64[Tensor, " V"]) -> list[tuple[Tensor, Tensor]]:
+    """Tokens that are not at home with themselves, and their homes, by how many homes lie above them."""
+    at_V = torch.arange(len(home_V))
+    above_V = torch.zeros_like(at_V)
+    while bool((moving_V := home_V[at_V] != at_V).any()):
+        above_V += moving_V
+        at_V = home_V[at_V]
+    groups = ((above_V == level).nonzero()[:, 0] for level in range(1, int(above_V.max()) + 1))
+    return [(tokens, home_V[tokens]) for tokens in groups]
+
+
 def _at(logprobs_V: Float[Tensor, " V"], ids_K: Int64[np.ndarray, " K"]) -> Float64[np.ndarray, " K"]:
     return logprobs_V[torch.from_numpy(ids_K).to(logprobs_V.device)].double().cpu().numpy()
 
@@ -321,8 +337,9 @@ def _places(
 
 
 def cross_tokenizer(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
-    """The teacher with its own prompts and text, over the student's vocabulary."""
+    """The teacher with its own prompts and text, over the student's vocabulary: of both the tokens that the models have logits for."""
     assert isinstance(student.codec, ChatCodec)
     assert isinstance(teacher.codec, ChatCodec)
-    translation = Translation(spelling_of(student.codec), spelling_of(teacher.codec))
-    return replace(teacher, language_model=CrossModel(teacher.language_model, translation))
+    ours = spelling_of(student.codec).held(student.language_model.vocabulary_size)
+    theirs = spelling_of(teacher.codec).held(teacher.language_model.vocabulary_size)
+    return replace(teacher, language_model=CrossModel(teacher.language_model, Translation(ours, theirs)))

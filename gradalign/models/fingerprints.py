@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,12 +12,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradalign.models.weights import quantization
 
 _SAMPLED = 64
+_APART = {"transformers_version", "dtype", "torch_dtype", "attn_implementation", "quantization_config"}
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: str | None = None) -> str:
-    """A hash of precision, chat template, vocabulary, quantisation, adapter, and of every tensor name, shape and some values."""
+def fingerprint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int], adapter: str | None = None
+) -> str:
+    """A hash of all that a model computes by and how it is written to and stopped.
+
+    Precision, settings, quantisation, adapter, every tensor's name, shape and some values; chat template, tokenizer, stop tokens.
+    """
     vocabulary = sorted(tokenizer.get_vocab().items())
     digest = hashlib.blake2b(f"{model.dtype}{tokenizer.chat_template}{vocabulary}".encode(), digest_size=16)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        digest.update(backend.to_str().encode())
+    settings = [_settings(model.config.to_diff_dict()), sorted(stop_ids)]
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     how = quantization(model.config)
     if how:
         digest.update(json.dumps(how, sort_keys=True, default=str).encode())
@@ -25,6 +38,13 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adap
         values = _some(_present(model, key) if tensor.is_meta else tensor)
         digest.update(f"{key}{tuple(tensor.shape)}".encode() + values)
     return digest.hexdigest()
+
+
+def _settings(config: Any) -> Any:
+    """A configuration, and those within it, without what is hashed by itself, and where and with what it was saved and loaded."""
+    if not isinstance(config, dict):
+        return config
+    return {str(name): _settings(value) for name, value in config.items() if name not in _APART and str(name)[:1] != "_"}
 
 
 def _present(model: PreTrainedModel, key: str) -> Tensor:

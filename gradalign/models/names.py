@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from gradalign.builtin import builtin_names, builtin_path
-from gradalign.endpoint import PREFIX, parse_address
+from gradalign.endpoint import PREFIX, parse_address, require_no_secret
 from gradalign.home import expanded
 from gradalign.types import GradalignError
 
@@ -50,6 +50,8 @@ def resolve_model(name: str) -> ModelSource:
 
     What follows the last @ of a name is its revision, unless the whole is a path that exists.
     """
+    if not name.startswith(PREFIX):
+        require_no_secret(name, "a model", "HF_TOKEN")
     plain, separator, revision = name.rpartition("@")
     if not separator or name.startswith(PREFIX) or os.path.exists(expanded(name)):
         return _without_revision(name)

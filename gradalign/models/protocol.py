@@ -31,7 +31,10 @@ class LanguageModel(Protocol):
 
 @runtime_checkable
 class SharingModel(LanguageModel, Protocol):
-    """A model that does not tell some tokens apart: what it tells of `home_V[k]` is for token k too, where it tells nothing of k."""
+    """A model that does not tell some tokens apart: what it tells of `home_V[k]` is for token k too, where it tells nothing of k.
+
+    Where it tells nothing of `home_V[k]` either, what it tells of the home of that.
+    """
 
     @property
     def home_V(self) -> Int64[Tensor, " V"]:

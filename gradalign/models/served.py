@@ -180,23 +180,28 @@ class ServedCodec:
         )
 
 
-def connect(name: str, student: LoadedModel, concurrency: int) -> Endpoint:
+def connect(name: str, student: LoadedModel, concurrency: int, named: bool = True) -> Endpoint:
     """The endpoint that `name` means, once it is known to read and write in the student's tokens."""
     codec = _chat(student)
     every = max(1, student.language_model.vocabulary_size // _PIECES)
     text = _SENTENCE + codec.text(range(0, student.language_model.vocabulary_size, every))
-    return connected(name, Probe(codec.name, text, codec.ids(text)), concurrency)
+    return connected(name, Probe(codec.name, text, codec.ids(text)), concurrency, named)
 
 
-def load_served(name: str, student: LoadedModel, options: LoadOptions, top_k: int, teaches: bool) -> LoadedModel:
-    """The served model that `name` means; only one that teaches has to tell log-probabilities of prompts, `top_k` of them at a place."""
+def load_served(
+    name: str, student: LoadedModel, options: LoadOptions, top_k: int, teaches: bool, named: bool = True
+) -> LoadedModel:
+    """The served model that `name` means; only one that teaches has to tell log-probabilities of prompts, `top_k` of them at a place.
+
+    `named` says whether the user named it, or only a file does (`Endpoint`).
+    """
     if options.temperature != 1:
         raise GradalignError(
             f"{name} tells log-probabilities at temperature 1, not {options.temperature:g}; leave out --temperature, or give this model "
             "as model:FOLDER"
         )
     codec = _chat(student)
-    endpoint = connect(name, student, options.batch_size)
+    endpoint = connect(name, student, options.batch_size, named)
     model = ServedModel(endpoint, student.language_model.vocabulary_size, top_k)
     own = codec if options.chat_template else ServedCodec(endpoint, codec)
     if teaches:

@@ -7,6 +7,7 @@ Qwen2.5's). All members of a run sample from and are compared on the tokens that
 from collections import Counter
 from collections.abc import Sequence
 
+from gradalign.deadline import templates_end
 from gradalign.models.chat import ChatCodec, require_same_vocabulary
 from gradalign.models.protocol import LoadedModel
 from gradalign.types import GradalignError
@@ -22,7 +23,7 @@ def shared_span(student: LoadedModel, teacher: LoadedModel) -> int:
         return span
     span = min(span, require_same_vocabulary(student.codec, teacher.codec))
     for codec in (student.codec, teacher.codec):
-        lost = sorted(token for token in codec.stop_ids | _boundary(codec) if token >= span)
+        lost = sorted(token for token in codec.stop_ids | turn_tokens(codec) if token >= span)
         if lost:
             raise GradalignError(
                 f"teacher {theirs.name!r} and student {ours.name!r} share the first {span:,} tokens alone, and {codec.name!r} cannot end "
@@ -54,13 +55,14 @@ def _beyond(member: LoadedModel, span: int) -> list[tuple[int, str]]:
     )
 
 
-def _boundary(codec: ChatCodec) -> set[int]:
+def turn_tokens(codec: ChatCodec) -> set[int]:
     """Tokens that a model has to write itself around an answer: in the template of a finished turn, and not yet in the prompt."""
     prompt = codec.prompt("?")
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     try:
-        whole = codec.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]  # pyright: ignore
-    except Exception:  # a template may refuse a finished turn, and still make prompts
+        with templates_end():
+            whole = codec.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]  # pyright: ignore
+    except Exception:  # a template may refuse a finished turn, or never end with one, and still make prompts
         whole = []
     vocabulary = codec.tokenizer.get_vocab()
     thinking = vocabulary.get(_OPEN) in prompt and vocabulary.get(_CLOSE) not in prompt

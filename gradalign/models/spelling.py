@@ -34,13 +34,20 @@ class Spelling:
 
     @cached_property
     def words(self) -> Spellings:
-        """Tokens by what they write."""
-        return Spellings(self.words_V)
+        """Tokens by what they write, those that stand for a byte after others that write the same."""
+        last = {token for token, surface in enumerate(self.surface_V) if _BYTE.fullmatch(surface)}
+        return Spellings(self.words_V, last)
 
     def token(self, word: bytes, surface: str) -> int | None:
-        """The token that writes `word`, of several the one of that name."""
+        """The token that writes `word`: of several the one of that name, else the one that the tokenizer writes."""
         found = self.words.exactly(word)
-        return next((token for token in found if self.surface_V[token] == surface), found[0] if found else None)
+        if len(found) < 2:
+            return found[0] if found else None
+        named = [token for token in found if self.surface_V[token] == surface]
+        text = _text(word)
+        written = self.cut([text])[0] if text is not None and not named else []
+        own = written if len(written) == 1 and written[0] in found else []
+        return [*named, *own, *found][0]
 
     def write(self, words: Sequence[bytes]) -> list[list[int] | None]:
         """Each word in tokens, as the tokenizer cuts it where it is text; None where it cannot be written."""
@@ -51,6 +58,21 @@ class Spelling:
             tokens if tokens is not None and self.written(tokens) == word else self.words.cut(word)
             for word, tokens in zip(words, found, strict=True)
         ]
+
+    def held(self, size: int) -> "Spelling":
+        """The same for a model with `size` logits: texts whose tokens it has not all are cut anew, the longest that fits first."""
+        if size >= len(self.words_V):
+            return self
+
+        def cut(texts: Sequence[str]) -> list[list[int]]:
+            found = zip(texts, self.cut(texts), strict=True)
+            return [own if max(own, default=0) < size else kept.words.cut(text.encode()) or [] for text, own in found]
+
+        specials = {token: name for token, name in self.specials.items() if token < size}
+        stops = frozenset(token for token in self.stops if token < size)
+        end = self.end if self.end in stops else min(stops, default=None)
+        kept = Spelling(self.words_V[:size], cut, self.surface_V[:size], specials, stops, end)
+        return kept
 
     def written(self, tokens: Sequence[int]) -> bytes:
         """What the tokens write together."""
@@ -70,7 +92,7 @@ def spelling_of(codec: ChatCodec) -> Spelling:
         None
         if index in specials or index in codec.stop_ids
         else added[index].content.encode()
-        if index in added
+        if index in added and spelled is _byte_level  # other decoders treat added tokens as they do the rest
         else spelled(token)
         for index, token in enumerate(surface_V)
     ]

@@ -1,5 +1,6 @@
 """What is known of a teacher's tokens at the nodes of a student's, as columns of one tensor. Knows no model and no tokenizer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,3 +71,28 @@ def move_told(mass: Float[Tensor, "N V"], known: Bool[Tensor, "N V"], told: Told
     least = _ROUNDING * mass
     add_told(mass, known, told.from_NM, -moved)
     return torch.maximum(mass, least)
+
+
+def fold_told(
+    mass: Float[Tensor, "N V"],
+    known: Bool[Tensor, "N V"],
+    to_NM: Float[Tensor, "N M"],
+    levels: Sequence[tuple[Tensor, Tensor]],
+) -> None:
+    """Give the mass of tokens to those that they are at home with, where these are told, and leave the tokens untold.
+
+    What is told of such a token is a part of it alone: another part is with its home, and only the whole of both is known. Tokens of spans,
+    `to_NM`, are told whole and stay. `levels` are tokens with their homes, those first whose home has no other.
+    """
+    there = to_NM >= 0
+    stays = torch.zeros_like(known)
+    stays[there.nonzero()[:, 0], to_NM[there].long()] = True
+    told = known.clone()  # itself, or a token at whose home it is
+    for token_G, home_G in levels:
+        told[:, token_G] |= told[:, home_G]
+    for token_G, home_G in reversed(levels):
+        folded = told[:, home_G] & ~stays[:, token_G]
+        moved = mass[:, token_G].masked_fill(~folded, 0.0)
+        mass.index_add_(1, home_G, moved)
+        mass[:, token_G] -= moved
+        known[:, token_G] &= ~folded

@@ -69,12 +69,13 @@ class Translation:
         self._crossings: dict[tuple[int, bytes], Crossings] = {}
 
     def _homes(self, cuts: Sequence[list[int] | None]) -> Int[np.ndarray, " V"]:
-        """For each student token the one that has the mass of the first teacher token in its text; itself where there is none."""
+        """For each student token the one that has the mass of the first teacher token in its text; itself where there is none.
+
+        That one is shorter, or writes the same and is at home with itself, so following homes comes to an end.
+        """
         found = [self._back.get(token, cut[0] if cut else -1) for token, cut in enumerate(cuts)]
         home_V = np.array([self.first_V[first] if first >= 0 else -1 for first in found])
-        home_V = np.where(home_V >= 0, home_V, np.arange(len(home_V)))
-        settled = home_V[home_V] == home_V  # a home that is itself a guest has no mass to share
-        return np.where(settled, home_V, np.arange(len(home_V)))
+        return np.where(home_V >= 0, home_V, np.arange(len(home_V)))
 
     def crossings(self, lead: int, written: bytes) -> Crossings:
         """Tokens of the teacher that start with `written` and go on, of which the student's next edge is `lead` bytes from the start.
@@ -164,12 +165,14 @@ class Translation:
         return read, True
 
     def _odd(self, tokens: Sequence[int], data: bytes, student_T1: Int[np.ndarray, " T1"]) -> np.ndarray:
-        """Which tokens the student's tokenizer would not have written there."""
-        try:
-            own = self.student.cut([data.decode()])[0]
-        except UnicodeDecodeError:
-            return np.zeros(len(tokens), dtype=bool)
-        places = {*zip(edges_of([self.student.words_V[token] or b"" for token in own]).tolist(), own, strict=False)}
+        """Which tokens the student's tokenizer would not have written there; bytes that are no text it would write one by one."""
+        words_V = self.student.words_V
+        places: set[tuple[int, int]] = set()
+        at = 0
+        for part in readable_parts(data):
+            own = self.student.words.exactly(part)[:1] if isinstance(part, bytes) else self.student.cut([part])[0]
+            places |= {*zip(accumulate((len(words_V[token] or b"") for token in own), initial=at), own, strict=False)}
+            at += len(part) if isinstance(part, bytes) else len(part.encode())
         return np.array([(place, token) not in places for place, token in zip(student_T1.tolist(), tokens, strict=False)])
 
 

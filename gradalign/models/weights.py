@@ -3,10 +3,12 @@
 Knows nothing of forward passes. Pickled weights (`.bin`, `.pt`) are refused, whatever restricted unpicklers promise.
 """
 
+import logging
 import shutil
 import tempfile
 import weakref
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,14 +25,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from gradalign.models.names import ModelSource
 from gradalign.models.placement import SHARD
-from gradalign.models.plausible import require_plausible
+from gradalign.models.plausible import require_plausible, sizes_of
 from gradalign.types import GradalignError
+from gradalign.visible import VisibleLogs
 
 DTYPES = ("float32", "bfloat16", "float16")
 _PACKAGES = {
     "bitsandbytes": "'gradalign[quantized]'", "torchao": "'gradalign[quantized]'", "gptq": "gptqmodel", "awq": "gptqmodel",
     "quanto": "optimum-quanto", "auto-round": "auto-round", "fp8": "accelerate",
 }  # fmt: skip
+_IMPLEMENTATION = tuple(f"{of}_implementation{end}" for of in ("attn", "experts") for end in ("", "_internal"))
+for _handler in logging.getLogger("transformers").handlers:  # it names tensors and settings that it did not expect
+    _handler.addFilter(VisibleLogs())
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,16 @@ def read_config(source: ModelSource, options: LoadOptions) -> PreTrainedConfig:
     """The configuration of a model, whose sizes are those of a model."""
     files = _files(source, options)
     try:
-        require_plausible(PreTrainedConfig.get_config_dict(source.location, **files)[0], source.name)
+        content = PreTrainedConfig.get_config_dict(source.location, **files)[0]
+        require_plausible(content, source.name)
+        kernel = None if options.trust_remote_code else _kernel(content)
+        if kernel is not None:
+            raise GradalignError(
+                f"model {source.name!r} asks by its config.json for {kernel[:100]!r}, a kernel downloaded from the hub; take that out "
+                "of the file, or allow it with --trust-remote-code"
+            )
         config = AutoConfig.from_pretrained(source.location, **files)
+        require_plausible(sizes_of(config), source.name)
     except GradalignError:
         raise
     except Exception as error:
@@ -148,12 +162,27 @@ def _files(source: ModelSource, options: LoadOptions) -> dict[str, Any]:
 def _attention(options: LoadOptions) -> dict[str, Any]:
     if options.attention is None:
         return {}
-    if "/" in options.attention and not options.trust_remote_code:
+    if _is_kernel(options.attention) and not options.trust_remote_code:
         raise GradalignError(
-            f"--attention {options.attention} would run a kernel downloaded from the hub; choose eager, sdpa or flash_attention_2, or "
-            "allow it with --trust-remote-code"
+            f"--attention {options.attention} would run a kernel downloaded from the hub; choose eager or sdpa, pip install "
+            "flash-attn for flash_attention_2, or allow it with --trust-remote-code"
         )
     return {"attn_implementation": options.attention}
+
+
+def _is_kernel(implementation: str) -> bool:
+    """Does transformers take it from the hub? Flash attention too, where it is not installed and the package `kernels` is."""
+    instead = find_spec("kernels") is not None and not any(map(find_spec, ("flash_attn", "flash_attn_interface")))
+    return "/" in implementation or ("flash_attention" in implementation and instead)
+
+
+def _kernel(content: Any, of_implementation: bool = False) -> str | None:
+    """The first kernel of the hub that a configuration, or a part of it, names as one of its implementations."""
+    if isinstance(content, str):
+        return content if of_implementation and _is_kernel(content) else None
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    found = (_kernel(value, of_implementation or str(key).endswith(_IMPLEMENTATION)) for key, value in inner)
+    return next((kernel for kernel in found if kernel is not None), None)
 
 
 _BY_QUANTIZE = {"8bit": "torchao", "4bit": "bitsandbytes"}

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
 from gradalign.contexts import parse_teacher
 from gradalign.engines import Engine, HFEngine, student_engine
 from gradalign.models import (
+    SHARD,
     STUDENT,
     CausalLanguageModel,
     ChatCodec,
+    Codec,
     LoadedModel,
     LoadOptions,
     Turn,
@@ -23,10 +26,12 @@ from gradalign.models import (
     settle_span,
 )
 from gradalign.models.span import shared_span
+from gradalign.models.weights import device_of
 from gradalign.objectives import parse_objective
-from gradalign.pipeline.config import Execution, RunConfig
+from gradalign.pipeline.config import Execution, RunConfig, sums_logprobs
 from gradalign.pipeline.openings import opening_notices
-from gradalign.types import GradalignError, TeacherSpec
+from gradalign.questions import grade
+from gradalign.types import GradalignError, Grade, Question, TeacherSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +40,16 @@ class Member:
 
     model: LoadedModel
     engine: Engine
+
+    @cached_property
+    def thinks(self) -> str:
+        """`<think>` where the chat template opens hidden reasoning and leaves it open, so that rollouts begin within it; else nothing."""
+        opening = self.model.codec.shown(self.model.codec.boundary("?"))
+        return "<think>" if opening.rfind("<think>") > opening.rfind("</think>") else ""
+
+    def graded(self, question: Question, text: str) -> Grade:
+        """The grade of a text that the model goes on with behind its prompt."""
+        return grade(question, self.thinks + text)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +99,15 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
     names = sorted(teaching | {spec.source for spec in teachers if spec.source})
     served_names = [name for name in names if resolve_model(name).kind == "server"]
     local = [name for name in names if name not in served_names]
-    place = placed(local, _devices(execution.device), read_placement(execution.place))
+    named = placed(local, _devices(execution.device), read_placement(execution.place))
+    place = {name: _settled(device) for name, device in named.items()}
     shared = LoadOptions(
         place[STUDENT], config.dtype, config.temperature, execution.batch_size, config.chat_template, config.thinking,
         config.attention, config.quantize, config.trust_remote_code,
     )  # fmt: skip
     turns, remarks = _turns(config.student, {name: place[name] for name in local}, shared, execution.load)
     loaded = load_model(config.student, shared)
-    others = {name: _load(name, replace(shared, device=place[name]), turns.get(place[name])) for name in local}
+    others = {name: _load(name, replace(shared, device=place[name]), turns.get(place[name]), loaded.codec) for name in local}
     strangers = _strangers(loaded, {name: others[name].model for name in local if name in teaching}, config)
     fitting = [others[name].model for name in local if name in teaching and name not in strangers]
     span = min((shared_span(loaded, model) for model in fitting), default=loaded.language_model.vocabulary_size)
@@ -99,7 +115,7 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
     for name, differing in strangers.items():
         others[name] = _aligned(name, loaded, others[name], differing, config)
     for name in served_names:
-        others[name] = _served(name, loaded, shared, config, name in teaching)
+        others[name] = _served(name, loaded, shared, config, name in teaching, name not in execution.unnamed)
     remarks += opening_notices(loaded, {name: member.model for name, member in others.items()}, teachers)
     engine = student_engine(
         execution.engine, loaded, execution.batch_size, execution.tensor_parallel
@@ -127,18 +143,23 @@ def _devices(device: str) -> list[str]:
     return [device]
 
 
-def _load(name: str, options: LoadOptions, turn: Turn | None) -> Member:
-    loaded = load_model(name, options, turn)
+def _settled(device: str) -> str:
+    """The one name of a device that has several (auto, cuda, cuda:0)."""
+    return device if device == SHARD else str(torch.empty(1, device=device_of(LoadOptions(device=device))).device)
+
+
+def _load(name: str, options: LoadOptions, turn: Turn | None, student: Codec) -> Member:
+    loaded = load_model(name, options, turn, student)
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
     return Member(loaded, HFEngine(model, loaded.codec.stop_ids, options.batch_size))
 
 
-def _served(name: str, student: LoadedModel, options: LoadOptions, config: RunConfig, teaches: bool) -> Member:
+def _served(name: str, student: LoadedModel, options: LoadOptions, config: RunConfig, teaches: bool, named: bool) -> Member:
     from gradalign.engines.server import ServerEngine  # needs the extra `server`
     from gradalign.models.served import ServedModel, load_served
 
-    loaded = load_served(name, student, options, config.teacher_top_k, teaches)
+    loaded = load_served(name, student, options, config.teacher_top_k, teaches, named)
     model = loaded.language_model
     assert isinstance(model, ServedModel)
     span = model.vocabulary_size
@@ -164,27 +185,16 @@ def _aligned(name: str, student: LoadedModel, member: Member, differing: int, co
     """A teacher with another tokenizer over the student's tokens, aligned by text."""
     from gradalign.models.cross import cross_tokenizer
 
-    summing = [spec for spec in config.objectives if _sums_logprobs(spec)]
+    summing = [spec for spec in config.objectives if sums_logprobs(spec)]
     if summing:
         raise GradalignError(
             f"objective {summing[0]} sums a teacher's log-probabilities over whole rollouts, and {name}, which has another tokenizer, does "
             "not tell all of them; leave the objective out, or choose a teacher of the student's family"
         )
     aligned = cross_tokenizer(student, member.model)
-    ours, theirs = student.language_model.vocabulary_size, aligned.language_model.vocabulary_size
-    if ours != theirs:
-        raise GradalignError(
-            f"{name} has another tokenizer, and is aligned with all {theirs:,} tokens of the student, of which this run has {ours:,}; "
-            "score it in a run without the teachers that have fewer"
-        )
     rough = ", ".join(spec for spec in config.objectives if not parse_objective(spec).teacherless)
     notice = (
         f"approximate: {name} has another tokenizer ({differing:,} tokens differ), so its probabilities are told over the student's tokens "
         f"by the text that they write, and {rough} are approximate (the column `tail` says what is untold)"
     )
     return replace(member, model=replace(aligned, notices=(*aligned.notices, notice)))
-
-
-def _sums_logprobs(spec: str) -> bool:
-    outcome = parse_objective(spec).outcome
-    return outcome is not None and outcome.kind in ("future_return", "pair_weight")

@@ -6,7 +6,7 @@ from typing import Any
 
 from gradalign.configurations import parse_tokens
 from gradalign.contexts import parse_teacher
-from gradalign.endpoint import PREFIX, parse_address
+from gradalign.endpoint import PREFIX, parse_address, require_no_secret
 from gradalign.models import read_placement
 from gradalign.objectives import parse_objective
 from gradalign.pipeline.pass_rates import parse_filter
@@ -69,6 +69,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense, in a line each."""
+        if not self.student.startswith(PREFIX):
+            require_no_secret(self.student, "a model", "HF_TOKEN")
+        require_no_secret(self.questions, "a question set", "HF_TOKEN")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -142,6 +145,12 @@ def needs_teacher_rollouts(spec: str) -> bool:
     return outcome is not None and outcome.kind == "pair_weight"
 
 
+def sums_logprobs(spec: str) -> bool:
+    """Does the objective sum a teacher's log-probabilities over rollouts to their end, targeted ones among them?"""
+    outcome = parse_objective(spec).outcome
+    return outcome is not None and outcome.kind in ("future_return", "pair_weight")
+
+
 _LEAST = {
     "limit": 1, "teacher_rollouts": 0, "rollouts": 1, "demonstrations": 1, "replicates": 1, "candidates": 2, "min_visits": 2,
     "max_tokens": 1, "part_size": 1, "teacher_top_k": 1, "context_tokens": 1, "sample": 1, "filter_rollouts": 1,
@@ -161,6 +170,8 @@ class Execution:
     `load` says whether external teachers that share a device are in memory `together` or `in-turn`; `auto` is in turn where
     they would not fit.
 
+    `unnamed` are served models that only a file names, and not the user: no key of the environment goes to them.
+
     `executor` is `local` (this process) or `ray`: `workers` workers (None: as many as there is room for), each with `worker_cpus` CPUs and
     `worker_gpus` GPUs (None: one, if the cluster has any; fractions share one), over the cluster at `address` (None: this machine).
     """
@@ -176,6 +187,7 @@ class Execution:
     worker_gpus: float | None = None
     address: str | None = None
     load: str = "auto"
+    unnamed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.load not in ("auto", "together", "in-turn"):
@@ -188,6 +200,7 @@ class Execution:
                 raise GradalignError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.engine.startswith(PREFIX):
             parse_address(self.engine)
+        require_no_secret(self.address or "", "a cluster", "RAY_AUTH_TOKEN")
         read_placement(self.place)
         if self.executor not in ("local", "ray"):
             raise GradalignError(f"unknown executor {self.executor!r}; choose local or ray")

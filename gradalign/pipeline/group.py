@@ -11,7 +11,7 @@ from gradalign.models import token_pieces
 from gradalign.objectives import Objective, parse_objective
 from gradalign.pipeline.budget import Budget
 from gradalign.pipeline.cast import Cast
-from gradalign.pipeline.config import RunConfig
+from gradalign.pipeline.config import RunConfig, sums_logprobs
 from gradalign.pipeline.faults import blaming
 from gradalign.pipeline.outcomes import Teaching, outcomes_of
 from gradalign.pipeline.pass_rates import parse_filter
@@ -204,10 +204,14 @@ def sample_pools(
 
 
 def _cast_teachers(results: Sequence[QuestionResult], cast: Cast, config: RunConfig) -> None:
-    """Teacher prompts of questions whose rollouts stand, and the tokens that were sampled for them."""
+    """Teacher prompts of questions whose rollouts stand, and the tokens that were sampled for them.
+
+    Where teachers sample, or read targeted rollouts to their end, the longest that there may be has to fit behind their prompts.
+    """
+    whole = config.teacher_rollouts > 0 or any(map(sums_logprobs, config.objectives))
     for result in results:
         longest = max(len(rollout.completion.tokens) for rollout in result.rollouts)
-        room = config.longest if config.teacher_rollouts else longest
+        room = config.longest if whole else longest
         result.prompts, skips = teacher_prompts(cast, result.question, result.pools, room, config.context_tokens)
         result.skips += skips
         result.other_tokens += sum(len(rollout.completion.tokens) for rollout in result.rollouts)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from gradalign.models import ChatCodec, Codec, LoadedModel
-from gradalign.types import GradalignError, TeacherSpec
+from gradalign.types import GradalignError, Place, TeacherSpec
 
 _USER, _SYSTEM, _OTHER = "?", "Be brief.", "Be kind."
+Opening = tuple[int, ...] | str | None
 
 
 def opening_notices(
@@ -22,18 +23,40 @@ def opening_notices(
     notices = _template_notices(student)
     for model in models.values():
         if model is not student:
-            notices += [*_template_notices(model), *_unlike(student, model)]
-    return tuple(notices)
+            notices += _template_notices(model)
+    for spec in teachers:
+        if models[spec.model] is not student:
+            notices += _unlike(student, models[spec.model], spec.place)
+    return tuple(dict.fromkeys(notices))
 
 
-def _unlike(student: LoadedModel, teacher: LoadedModel) -> list[str]:
-    """That a teacher's turn opens otherwise than the student's, if it does."""
-    ours, theirs = (model.codec.boundary(_USER) for model in (student, teacher))
-    if ours == theirs:
+def _unlike(student: LoadedModel, teacher: LoadedModel, place: Place) -> list[str]:
+    """That a teacher's turn opens otherwise than the student's, if it does where the context's text stands in that place."""
+    ours, theirs = opening(student.codec, _USER), opening(teacher.codec, _USER, _SYSTEM if place == "system" else None)
+    if not differ(ours, theirs):
         return []
-    opens = f"teacher {teacher.language_model.name} opens its answer with {teacher.codec.shown(theirs)!r}"
-    student_opens = f"student {student.language_model.name} with {student.codec.shown(ours)!r}"
+    opens = f"teacher {teacher.language_model.name} opens its answer with {_shown(teacher.codec, theirs)!r}"
+    student_opens = f"student {student.language_model.name} with {_shown(student.codec, ours)!r}"
     return [f"{opens}, {student_opens}: it reads the student's tokens behind another opening"]
+
+
+def opening(codec: Codec, user: str, system: str | None = None) -> Opening:
+    """How the chat template opens the answer: its tokens; where it opens it whether it is asked to or not, the text behind the user's;
+    None where that cannot be told, since the template changes the user's text."""
+    tokens = codec.boundary(user, system)
+    if tokens:
+        return tokens
+    _, found, behind = codec.shown(codec.prompt(user, system)).rpartition(user.strip())
+    return behind if found else None
+
+
+def differ(ours: Opening, theirs: Opening) -> bool:
+    """Are two openings known to be different?"""
+    return None not in (ours, theirs) and ours != theirs
+
+
+def _shown(codec: Codec, opens: Opening) -> str:
+    return opens if isinstance(opens, str) else codec.shown(opens or ())
 
 
 def takes_system(codec: Codec) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gradalign.contexts import Material, missing_material, needed_material, privileged_text, render_context, render_question
 from gradalign.models import Codec
 from gradalign.pipeline.cast import Cast
+from gradalign.pipeline.openings import differ, opening
 from gradalign.pipeline.rollouts import Pool
 from gradalign.questions import read_answer, stated
 from gradalign.types import Message, Question, Skip, TeacherSpec
@@ -48,7 +49,7 @@ def teacher_prompts(
     privileged material may be.
     """
     prompts, skips = [], []
-    opening = cast.student.model.codec.boundary(render_question(question))
+    ours = opening(cast.student.model.codec, render_question(question))
     for teacher in cast.teachers:
         pool = pools.get(teacher.source)
         if pool is not None and not pool.rollouts:
@@ -65,7 +66,7 @@ def teacher_prompts(
         if len(prompt.tokens) + longest > window:
             detail = f"{len(prompt.tokens)} tokens of prompt and {longest} of rollout in a window of {window}"
             skips.append(Skip(question.id, teacher.name, "context longer than the model's window", detail))
-        elif teacher.model is None and prompt.tokens[len(prompt.tokens) - len(opening) :] != opening:
+        elif teacher.model is None and differ(ours, opening(model.codec, prompt.message.user, prompt.message.system)):
             skips.append(Skip(question.id, teacher.name, "the chat template opens the answer otherwise than for the student"))
         else:
             prompts.append(prompt)

@@ -7,7 +7,6 @@ from gradalign.contexts import render_summary_request, spoken
 from gradalign.pipeline.cast import Member
 from gradalign.pipeline.faults import blaming
 from gradalign.pipeline.progress import Progress
-from gradalign.questions import grade
 from gradalign.seeds import seed_of
 from gradalign.types import Completion, CompletionRequest, Question, Rollout
 
@@ -58,7 +57,7 @@ def sample_rollouts(
     for completion in member.engine.complete(requests):
         with blaming(questions[completion.request]):
             text = member.model.codec.text(completion.tokens)
-            graded = grade(questions[completion.request], text)
+            graded = member.graded(questions[completion.request], text)
         found[completion.request][completion.replicate] = Rollout(completion.replicate, completion, text, graded)
         sampling.progress.advance(1)
     return [[rollouts[i] for i in sorted(rollouts)] for rollouts in found]

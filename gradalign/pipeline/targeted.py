@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from gradalign.pipeline.cast import Member
 from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.survey import RANKINGS, Survey
-from gradalign.questions import grade
 from gradalign.schedule import (
     Reference,
     allocate,
@@ -334,4 +333,4 @@ def _keep_endings(targeting: Targeting, student: Member) -> None:
 
 def _targeted(question: Question, branch: Branch, replicate: int, completion: Completion, student: Member) -> TargetedRollout:
     tokens = np.concatenate([branch.path, completion.tokens]).astype(np.int64)
-    return TargetedRollout(branch, replicate, completion, tokens, grade(question, student.model.codec.text(tokens)))
+    return TargetedRollout(branch, replicate, completion, tokens, student.graded(question, student.model.codec.text(tokens)))

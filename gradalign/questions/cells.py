@@ -6,12 +6,13 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from gradalign.questions.numbers import is_number
+from gradalign.questions.numbers import is_number, whole_quantity
 from gradalign.questions.stated import stated_answer
 from gradalign.seeds import seed_of
 
 MOST_CHOICES = 26
 _MARKED = re.compile(r"\n?####[ \t]*(\S[^\n]*)\s*\Z")
+_CLASSES = {"0": "no", "1": "yes", "0.0": "no", "1.0": "yes"}  # BoolQ's; of CSV they are text
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 
 
@@ -107,9 +108,18 @@ def answer_of(
     answer = cells["answer"]
     if isinstance(answer, str) and not choices and (marked := _MARKED.search(answer)):
         worked = _CALCULATION.sub("", answer[: marked.start()]).strip()
-        return marked[1].strip(), "numeric" if is_number(marked[1]) else None, f"{worked}\nAnswer: {marked[1].strip()}".strip()
-    if isinstance(answer, int | float) and not isinstance(answer, bool) and present(cells.get("passage")) and answer in (0, 1):
-        return ("yes" if answer else "no"), "boolean", solution
+        return (
+            marked[1].strip(),
+            None if whole_quantity(marked[1]) is None else "numeric",
+            f"{worked}\nAnswer: {marked[1].strip()}".strip(),
+        )
+    if (
+        present(cells.get("passage"))
+        and not isinstance(answer, bool)
+        and not choices
+        and (verdict := _CLASSES.get(str(answer).strip()))
+    ):
+        return verdict, "boolean", solution
     return text_of(answer, "the answer"), None, solution
 
 

@@ -4,13 +4,20 @@ Only data files are fetched (the hub's own conversion to Parquet, else what the 
 Knows nothing of questions.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.constants import HF_HUB_OFFLINE
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from gradalign.questions.layout import choose, file_layout
 from gradalign.questions.sets import HubSource, Part
@@ -37,7 +44,7 @@ def fetched(source: HubSource, part: Part, split: str | None) -> list[Path]:
                 files = repository_files(part.repository, revision, offline)
             if layout := file_layout(files):
                 chosen = choose(layout, part.configuration, wanted, what, "put one behind its name and a colon")
-                return [fetch(part.repository, revision, file, offline) for file in chosen]
+                return _all_fetched(part.repository, revision, chosen, offline, what)
         except (EntryNotFoundError, RevisionNotFoundError) as error:
             fault = fault or error
         except GradalignError:
@@ -47,12 +54,37 @@ def fetched(source: HubSource, part: Part, split: str | None) -> list[Path]:
     raise GradalignError(_why_not_read(source, part, fault)) from fault
 
 
+def _all_fetched(repository: str, revision: str, files: Sequence[str], offline: bool, what: str) -> list[Path]:
+    """All of the files; without a connection those that are not on this disk are named, and none are read without them."""
+    found, missing = [], []
+    for file in files:
+        try:
+            found.append(fetch(repository, revision, file, offline))
+        except LocalEntryNotFoundError:
+            if not offline:
+                raise
+            missing.append(file)
+    if missing:
+        named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise GradalignError(
+            f"{what} is not whole on this disk, and the hub is not reached: {named} missing; connect and read it once"
+        )
+    return found
+
+
 def repository_files(repository: str, revision: str, offline: bool) -> Sequence[str]:
-    """Paths of the files in a data set's repository, or only of those that were fetched before."""
+    """Paths of the files in a data set's repository; without a connection as last listed with one, else those that were fetched."""
+    listing = Path(HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / f"gradalign-{revision.replace('/', '-')}.txt"
+    if offline and listing.exists():
+        return listing.read_text(encoding="utf-8").splitlines()
     if offline:
         folder = Path(snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True))
         return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    return HfApi().list_repo_files(repository, repo_type="dataset", revision=revision)
+    files = HfApi().list_repo_files(repository, repo_type="dataset", revision=revision)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is still read
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        listing.write_text("".join(f"{file}\n" for file in files if file_layout([file])), encoding="utf-8")
+    return files
 
 
 def fetch(repository: str, revision: str, file: str, offline: bool) -> Path:

@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from gradalign.questions.numbers import Quantity, equal_quantities, whole_quantity
+from gradalign.questions.numbers import UNIT, Quantity, equal_quantities, whole_quantity
 from gradalign.questions.stated import TEXT_COMMAND, Ungradable
 from gradalign.types import GradalignError
 
@@ -28,7 +28,8 @@ _REMEMBERED = 16_384
 _SEGMENT = re.compile(r"\$\$?([^$]{1,1000})\$\$?|\\\(([^$]{1,1000}?)\\\)|\\\[([^$]{1,1000}?)\\\]")
 _JOINING = re.compile(r"(?:\s|,|and|or|\.|\\text|\{|\}){0,20}")
 _DROPPED = re.compile(
-    r"\\(?:left|right|displaystyle|limits|quad|qquad)(?![A-Za-z])|(?<!\\)\\[!,;: ]|\*\*(?=\s|$)|`|\\\$|\^\{?\\circ\}?|\u00b0|\\degree"
+    r"\\(?:left|right|displaystyle|limits|quad|qquad)(?![A-Za-z])|(?<!\\)\\[!,;: ]|\*\*(?=\s|$)|`|\\\$"
+    r"|(?:\^\{?\\circ\}?|\u00b0|\\degree)(?:\s{0,2}[CF](?![A-Za-z]))?"
 )
 _SPELT = {"\u2212": "-", "\u2013": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "/", "\u03c0": "\\pi ", "\u2264": "\\le ",
           "\u221e": "\\infty ", "\u2265": "\\ge ", "\u222a": "\\cup ", "\u221a": "\\sqrt ", "\u00b1": "\\pm ", "\u00b2": "^2",
@@ -37,10 +38,19 @@ _SPELT = {"\u2212": "-", "\u2013": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot 
 _NAMES = re.compile(r"(?<![\\A-Za-z])(pi|infinity|infty|sqrt|sin|cos|tan|log|ln|exp)(?![A-Za-z])")
 _ROOT = re.compile(r"\\sqrt\s{0,2}\(([^()]{1,200})\)")
 _END = re.compile(r"[.;?](?:\s|$)|\n|,?\s(?:because|since|where|for|which|when|so|as)\s|,\s(?=[A-Za-z]{3})")
-_ASSIGNED = re.compile(r"\s{0,4}(?:[A-Za-z]|f\s?\([a-z]\))\s{0,4}=(?!=)\s{0,4}")
-_UNITS = re.compile(
-    r"(?<=[\d})%])\s{0,4}(?:(?<=\s)[a-z]{2,20}(?:/[a-z]{1,20})?|(?<=\s)(?:square|cubic|sq)\s{1,4}[a-z]{2,20})(?:\^\{?[23]\}?)?$"
+_NAME = (
+    r"(?:\\(?:sin|cos|tan|log|ln)\s{0,2})?(?:m?\s?\\angle\s{0,2})?"
+    r"(?:[A-Z]{1,3}|[a-z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma)|\\(?:overline|vec|bar|mathbf)\{[A-Za-z]{1,3}\})"
+    r"(?:_\{?\w{1,5}\}?)?'?(?:\^\{-1\})?(?:\s?\([^()=]{1,20}\))?"
 )
+_ASSIGNED = re.compile(rf"\s{{0,4}}({_NAME})\s{{0,4}}=(?!=)\s{{0,4}}")
+_ALSO = re.compile(rf"(?<=,)\s{{0,4}}({_NAME})\s{{0,4}}=(?!=)\s{{0,4}}")
+_MOST_SIDES = 4
+_BASE = re.compile(r"\d_\{?(\w{1,4})\}?")
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s{0,2}\{\w{1,20}\*?\}")
+_LETTERS = re.compile(r"\\[A-Za-z]{1,30}|[A-Za-z]")
+_FACTORS = re.compile(r"(?<=[\d}])\s{0,2}([A-HJ-Za-hj-z]{1,3})$")
+_UNITS = re.compile(rf"(?<=[\d}})%])\s{{0,4}}{UNIT}$")
 _PROSE = re.compile(
     r"(?<![\\A-Za-z])(?!(?:sinh|cosh|tanh|arcsin|arccos|arctan|begin|array|cases|[bpv]?matrix)(?![A-Za-z]))"
     r"(?:[A-Za-z]{4,}|(?:the|and|not|are|for|was|all|odd|yes|one|two|six|ten|any)(?![A-Za-z]))"
@@ -53,7 +63,7 @@ def read_math(said: str, answer: str) -> str:
     if not text:
         raise Ungradable("nothing is stated")
     if "=" not in target:
-        text = _ASSIGNED.sub("", text, count=1) if _ASSIGNED.match(text) else text
+        text = _assigned(text)
     if _squeezed(text) == _squeezed(target):
         return target
     wanted, number = _number(target), _number(text)
@@ -65,12 +75,47 @@ def read_math(said: str, answer: str) -> str:
         if _PROSE.search(text) and not _PROSE.search(target):
             raise Ungradable("words, and no expression")
         return " ".join(text.casefold().split())
+    if _BASE.findall(text) != _BASE.findall(target):
+        raise Ungradable("another base than the answer's, or none")
+    if _differ_in_case(text, target):
+        return text
+    if "=" in text and "=" not in target:
+        sides = text.split("=")
+        if len(sides) > _MOST_SIDES or not all(_asked(target, side)["same"] for side in sides):
+            raise Ungradable("an equation, not one value")
+        return target
+    told = _asked(target, text)
+    return target if told["same"] else told["read"]
+
+
+def _assigned(text: str) -> str:
+    """The value that a name gets, or the values, as in "x = 1, x = 2"; other text as it is."""
+    first = _ASSIGNED.match(text)
+    if first is None:
+        return text
+    rest = text[first.end() :]
+    for _ in range(_MOST_SIDES):  # as in "AB = CD = 5"
+        rest = _ASSIGNED.sub("", rest, count=1) if _ASSIGNED.match(rest) else rest
+    return _ALSO.sub(lambda also: " " if also[1][:1] == first[1][:1] else also[0], rest)
+
+
+def _differ_in_case(text: str, target: str) -> bool:
+    """Does a letter of one stand in the other in another case only? math-verify takes p and P for the same."""
+    said, wanted = ({*_LETTERS.findall(_ENVIRONMENT.sub("", one))} for one in (text, target))
+    return not {letter.casefold() for letter in said - wanted}.isdisjoint(letter.casefold() for letter in wanted - said)
+
+
+def _asked(target: str, text: str) -> Mapping[str, Any]:
+    """What math-verify says. Factors at the end are written as such: it takes some letters there for units."""
+    target, text = (
+        _FACTORS.sub(lambda m: "".join(rf"\cdot{{{one}}}" for one in m[1]), side.strip()) for side in (target, text)
+    )
     told = _compared(target, text)
     if "reason" in told:
         raise Ungradable(told["reason"])
     if told["read"] is None:
         raise Ungradable("not an expression that math-verify can read")
-    return target if told["same"] else told["read"]
+    return told
 
 
 @lru_cache(maxsize=4096)
@@ -86,8 +131,8 @@ def latex(said: str) -> str:
     for sign, spelt in _SPELT.items():
         text = text.replace(sign, spelt)
     text = _DROPPED.sub(" ", text).strip()
-    end = _END.search(text)
-    text = (text[: end.start()] if end and end.start() else text).lstrip(" ,;:*\"'").rstrip(" .,;:*\"'")
+    end = _END.search(text, text.rfind("\\end{") + 1)  # a matrix is whole, whatever stands in it
+    text = (text[: end.start()] if end and end.start() else text).replace("\n", " ").lstrip(" ,;:*\"'").rstrip(" .,;:*\"'")
     text = re.sub(r"\s(?:and|or)\s", " , ", text)
     if "\\" not in text or _NAMES.search(text):
         text = _NAMES.sub(lambda m: "\\" + m.group().replace("infinity", "infty") + " ", text)

@@ -10,8 +10,9 @@ from fractions import Fraction
 from gradalign.questions.stated import TEXT_COMMAND, Ungradable
 
 _LONGEST = 2000
+_NEAR = 120  # characters beside a number in which another one is looked for
 _DROPPED = re.compile(
-    r"\\(?:left|right|displaystyle|boldsymbol|limits|quad|qquad)(?![A-Za-z])|\\!|\*\*|`|\\\$|[$\u20ac\u00a3\u00a5\u20b9]"
+    r"\\(?:left|right|displaystyle|boldsymbol|limits|quad|qquad|bf|rm|checkmark|blacksquare|square|qed)(?![A-Za-z])|\\!|\*\*|`|\\\$|[$\u20ac\u00a3\u00a5\u20b9]"
 )
 _BLANK = re.compile(r"\\[,;: ]|[~\u00a0\u2002-\u200a\u202f\u205f\u3000]")
 _FRACTION = re.compile(
@@ -38,27 +39,50 @@ _WORDS = re.compile(
     r"\s{0,4}(%|percentage\s{1,4}points?\b|per\s?cent\b|pct\b|thousand\b|million\b|billion\b|trillion\b)", re.IGNORECASE
 )
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_UNIT = re.compile(
-    r"\s{0,4}(?:[A-Za-z\u00b0\u2103\u2109][A-Za-z\u00b0./ ]{0,60}(?:\^?\{?[23\u00b2\u00b3]\}?)?"
-    r"|\^\{?\\?circ\}?[CF]?|\\circ|\u00b0)?[.\s]{0,4}"
+_RAISED_UNIT = r"(?:\s{0,2}\^\s{0,2}\{?[23]\}?|[23\u00b2\u00b3])?"
+UNIT = (  # one letter only where it is a unit and apart from the number: 2k and 5t are products
+    r"(?:(?:(?<=\s)(?!(?:[abcxyz]{3,}|[p-t]{3,}|squared|cubed|factorial|dozen|hundreds?|halves|thirds|fourths|fifths|sixths|tenths)\b)"
+    r"[A-Za-z]{3,20}|(?<=\s)(?:[mghsL]|in|yd|mi|hr|oz|mg|dm|lb|am|pm|sq)|(?:mm|cm|km|kg|ft|mL|ml|lbs|mph))(?![A-Za-z])"
+    rf"{_RAISED_UNIT}(?:(?:\s{{0,2}}/\s{{0,2}}[A-Za-z]{{1,20}}|\.?\s{{1,4}}[A-Za-z]{{2,20}}){_RAISED_UNIT}){{0,5}}"
+    r"|(?:\^\{?\\?circ\}?|\\circ|\u00b0)\s{0,2}[CF]?|[\u2103\u2109])"
 )
+_UNIT = re.compile(rf"\s{{0,4}}(?:{UNIT})?[.\s]{{0,4}}")
 _MORE = re.compile(
     r"\s{0,4}(?:[A-Za-z%\u00b0]{1,20}\s{1,4})?(?:or|and(?=\s[\d.,]{1,20}(?:\s\w{1,20})?$))\s{1,4}(?=[-+.]?\d)", re.IGNORECASE
 )
 _GOES_ON = (
     (re.compile(r"[-\u2013\u2014]\d|\s[-\u2013\u2014]\s\d|\s{1,4}to\s{1,4}[-+]?\d"), "a range, not one number"),
     (
-        re.compile(r"\s{0,4}[*\u00d7\u00f7]\s{0,4}[\d(]|\s{1,4}x\s{1,4}\d|\+\d|\s[+/]\s\d|\s{0,4}\^\s{0,4}\{?\d|/\s?[-\d(]"),
+        re.compile(
+            r"\s{0,4}[*\u00d7\u00f7]\s{0,4}[\d(]|\s{1,4}x\s{1,4}\d|\+\d|\s[+/]\s\d|\s{0,4}\^\s{0,4}\{?\d|/\s?[-\d(]"
+            r"|[\u00b9\u00b2\u00b3\u2070-\u2079]|\(\s{0,2}[-\d]|\s{0,2}[-+]\s{0,2}\(\s{0,2}[-\d]"
+            r"|\)\s{0,3}(?:[-+*/^]\s{0,3})?\(?\s{0,2}\d"
+        ),
         "arithmetic that is not worked out",
     ),
     (re.compile(r":\d"), "a time or a ratio, not one number"),
     (re.compile(r"\s{0,4},\s{0,4}[-+]?\d"), "several numbers"),
-    (re.compile(r"[xyzabn](?![A-Za-z])|\s{0,2}[\u03c0\u221a]"), "an expression, not one number"),
+    (re.compile(r"\s{0,4}(?:[\u2264\u2265\u2260]|!=|[<>]=|[<>]\s{0,2}[-\d]|\s[<>]\s)"), "a bound, not one number"),
+    (
+        re.compile(
+            r"[abeijnqruxyz](?![A-Za-z])|\s{0,2}[\u03c0\u221a\u221e]|\s{0,4}[^\s\\]{0,20}\\(?!circ|degree)[A-Za-z]"
+            r"|\s{0,3}[-+*/]\s{0,3}(?:\d{0,4}[b-z](?![A-Za-z'])|\\)"
+        ),
+        "an expression, not one number",
+    ),
 )  # fmt: skip
 _DENIED = re.compile(r"\b(?:not|never|neither)\b|n't\b", re.IGNORECASE)
-_BOUND = re.compile(r"(?:[<>\u2264\u2265\u2260]|\\(?:leq?|geq?|neq?|lt|gt)(?![A-Za-z]))\s{0,4}$")
-_EQUALS = re.compile(r"=|\\approx(?![A-Za-z])|\u2248")
-_SENTENCE = re.compile(r"(?<!\b[A-Za-z])[.!?;]\s|\n")
+_BOUND = re.compile(r"(?:[<>!]=?|[\u2264\u2265\u2260]|\\(?:leq?|geq?|neq?|lt|gt)(?![A-Za-z]))\s{0,4}$")
+_OPERATED = re.compile(
+    r"(?:(?:(?<![A-Za-z])[A-Za-z]|[\d)\]])\s{0,3}[-+*/^]\s{0,3}|[A-Za-z*/^+-]\s{0,2}\(\s{0,2}"
+    r"|(?<![A-Za-z])(?:sqrt|sin|cos|tan|log|ln|exp)\s{0,3})$"
+)
+_SYMBOL = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]\s|[)\]])\s{0,3}$")  # before a sign
+_EQUALS = re.compile(r"(?<![<>!])=(?!>)|\\approx(?![A-Za-z])|\u2248")
+_ASSIGNED = re.compile(r"(?:^|[\s,;(])[A-Za-z](?:_\{?\w{1,3}\}?)?\s{0,2}$")
+_SENTENCE = re.compile(r"(?<!\b[A-Za-z])(?:[.?;]|!(?!\s{0,4}=))\s|\n")
+_REASON = re.compile(r"[,\s](?:since|because|where|when|as|if)\b", re.IGNORECASE)
+_REMARK = re.compile(r"(?<![-*+/=^x\s])\s{1,4}\([^()]{0,200}\)(?!\s{0,2}[=*+/^\u2248-])")
 _COMMAND = re.compile(r"\\(?!circ|degree)[A-Za-z]{1,30}|[\u221a\u221e]")
 
 
@@ -93,13 +117,34 @@ def is_number(text: str) -> bool:
 
 
 def quantity(said: str) -> Quantity:
-    """The number that `said` gives: the first one of the first sentence that has any, behind its last equals sign."""
+    """The number that `said` gives: the first one of the first sentence that has any, behind its last equals sign.
+
+    A reason behind the number, and a remark in parentheses, do not count. Where a symbol gets another value than what stands before, as in
+    "x = 5 or x = -5", there are several.
+    """
     for sentence in _SENTENCE.split(plain(said[:_LONGEST])):
-        left = _EQUALS.split(sentence)[-1]
-        match = _NUMBER.search(left)
-        if match:
-            return _checked(left, match)
+        if first := _NUMBER.search(sentence):
+            sentence = sentence[: first.end()] + _REMARK.sub(" ", sentence[first.end() :])
+            reason = _REASON.search(sentence, first.end())
+            if found := _behind_equals(sentence[: reason.start()] if reason else sentence):
+                return found
     raise Ungradable("no number in the stated answer")
+
+
+def _behind_equals(sentence: str) -> Quantity | None:
+    start = max((sign.end() for sign in _EQUALS.finditer(sentence)), default=0)
+    left = sentence[start:]
+    match = _NUMBER.search(left)
+    if match is None:
+        return None
+    found = _checked(left, match)
+    symbol = _ASSIGNED.search(sentence[: start - 1]) if start else None
+    earlier = sentence[max(0, symbol.start() - _NEAR) : symbol.start()] if symbol else ""
+    if _NUMBER.search(earlier):
+        before = _behind_equals(earlier)
+        if before is None or not equal_quantities(before, found):
+            raise Ungradable("several numbers")
+    return found
 
 
 def whole_quantity(text: str) -> Quantity | None:
@@ -109,12 +154,12 @@ def whole_quantity(text: str) -> Quantity | None:
     if match is None or match["comma"] or match["european"]:
         return None
     found, rest = _named(match, left)
-    return found if found is not None and _UNIT.fullmatch(rest) and not _GOES_ON[-1][0].match(rest) else None
+    return found if found is not None and _UNIT.fullmatch(rest) else None
 
 
 def plain(text: str) -> str:
     """Text with LaTeX's ways to write numbers, and typographic ones, in plain characters."""
-    text = TEXT_COMMAND.sub(r" \1 ", text.replace("{,}", ",").replace("\\%", "%").replace("\u2212", "-"))
+    text = TEXT_COMMAND.sub(r" \1 ", text.replace("\u2019", "'").replace("{,}", ",").replace("\\%", "%").replace("\u2212", "-"))
     text = _DROPPED.sub("", _BLANK.sub(" ", text))
     text = re.sub(r"\\[()\[\]]", " ", text)
     text = re.sub(r"\\(?:times|cdot)(?![A-Za-z])|[\u00d7\u00b7\u22c5]", "*", text)
@@ -129,7 +174,9 @@ def plain(text: str) -> str:
 
 def _checked(left: str, match: re.Match[str]) -> Quantity:
     before = left[: match.start()]
-    if _COMMAND.search(left):
+    if _COMMAND.search(before) or _OPERATED.search(before):
+        raise Ungradable("an expression, not one number")
+    if match["sign"] and before and _SYMBOL.search(before):
         raise Ungradable("an expression, not one number")
     if _DENIED.search(before):
         raise Ungradable("only what the answer is not")
@@ -140,7 +187,7 @@ def _checked(left: str, match: re.Match[str]) -> Quantity:
         raise Ungradable("a division by zero")
     more = _MORE.match(rest)
     if more:
-        if not equal_quantities(found, quantity(rest[more.end() :])):
+        if not equal_quantities(found, quantity(rest[more.end() : more.end() + _NEAR])):
             raise Ungradable("several numbers")
         return found
     for pattern, reason in _GOES_ON:

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from gradalign.endpoint import require_no_secret
 from gradalign.home import expanded
 from gradalign.types import GradalignError
 
 Place = Path | UPath
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 PARTIAL = ".partial"
 
 
@@ -26,12 +27,9 @@ def place_of(path: str | Place) -> Place:
     """
     if not isinstance(path, str):
         return expanded(path) if isinstance(path, Path) else path
+    require_no_secret(path, "a run", "AWS_SECRET_ACCESS_KEY")
     if not _ADDRESS.match(path):
         return expanded(path)
-    if "@" in path.partition("://")[2].partition("/")[0]:
-        raise GradalignError(
-            "the address of a run may hold no user or password, since reports show it; give keys in the environment, as AWS_ACCESS_KEY_ID"
-        )
     try:
         place = UPath(path, use_listings_cache=False)
         place.fs  # noqa: B018 (the package is imported here)

@@ -1,16 +1,20 @@
 """Targets over what a server answers: the list of models, tokenizations and completions."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
+import httpx2  # what the client itself sends with
+import openai
 from hypothesis import strategies as st
 
 from fuzz.making import changed, deep, mutated, written
 from fuzz.target import Target
-from gradalign.endpoint.client import Endpoint
+from fuzz.texts import small_codec
 from gradalign.endpoint.fitness import Probe, connected
+from gradalign.models.served import ServedCodec
 
 _CARDS = {"data": [{"id": "m", "root": "/models/m", "max_model_len": 512}]}
 _TOKENS = {"count": 2, "tokens": [5, 6], "max_model_len": 512}
@@ -30,31 +34,36 @@ _COMPLETION = {
 _WHOLE = [_CARDS, _TOKENS, _COMPLETION]
 
 
-class _Saying(Endpoint):
-    """An endpoint whose server answers what a case says, to each path in turn."""
+class _Saying(httpx2.BaseTransport):
+    """A server that answers every request, by its path, with what the case says."""
 
-    answers: tuple[Any, ...] = ()
+    def __init__(self, case: bytes):
+        self.cards, self.tokens, self.completion = _answers(case)
 
-    def _send(self, path: str, body: Mapping[str, Any] | None) -> Any:
-        cards, tokens, completion = self.answers
-        return cards if path == "/models" else tokens if path.endswith("/tokenize") else completion
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        path = request.url.path
+        content = self.cards if path.endswith("/models") else self.tokens if path.endswith("/tokenize") else self.completion
+        return httpx2.Response(200, content=content, headers={"Content-Type": "application/json"})
+
+
+def _answers(case: bytes) -> Sequence[bytes]:
+    """The three answers that a case holds; what is no list of three is one completion, whatever it is."""
+    try:
+        found = json.loads(case)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, list) and len(found) == 3:
+        return [written(answer) for answer in found]
+    return [written(_CARDS), written(_TOKENS), case]
 
 
 def _connected(case: bytes, folder: Path) -> None:
-    try:
-        answers = json.loads(case)
-    except (ValueError, RecursionError):  # the client's own package says so of such an answer
-        return
-    if not isinstance(answers, list) or len(answers) != 3:
-        answers = [_CARDS, _TOKENS, answers]
-    _Saying.answers = tuple(answers)
-    from gradalign.endpoint import fitness
-
-    before, fitness.Endpoint = fitness.Endpoint, _Saying
-    try:
-        connected("server:http://127.0.0.1:1", Probe("student", "ab", (5, 6)), 1)
-    finally:
-        fitness.Endpoint = before
+    """A server is asked by the real client whether it is fit, and what it reads of a chat is shown."""
+    codec = small_codec()
+    asking = partial(openai.OpenAI, http_client=httpx2.Client(transport=_Saying(case)))
+    with patch.object(openai, "OpenAI", asking):
+        endpoint = connected("server:http://127.0.0.1:1", Probe("student", "ab", (5, 6)), 1)
+    codec.shown(ServedCodec(endpoint, codec).prompt("?"))
 
 
 _SEEDS = [written(_WHOLE), *map(written, _WHOLE)]

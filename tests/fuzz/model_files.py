@@ -184,7 +184,7 @@ TARGETS = [
     _json_target("generation_config.json", 0.8),
     _json_target("tokenizer_config.json", 0.8),
     _json_target("tokenizer.json", 0.8),
-    Target("spelling", _whole_cases("tokenizer.json"), _spelled, 0.8, guided=False),
+    Target("spelling", _whole_cases("tokenizer.json"), _spelled, 0.8, [_small_file("tokenizer.json")], guided=False),
     *(
         Target(name, st.deferred(lambda name=name: _adapter_cases(name)), _adapted(name), 0.8, guided=False)
         for name in ("adapter_config.json", "adapter_model.safetensors")

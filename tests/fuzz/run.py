@@ -31,7 +31,8 @@ GUIDED = 1 / 3  # of the cases of a target that libFuzzer can guide
 _START = 180.0  # seconds until the first case, imports and a first run included
 _ROUND = 500
 _VERDICTS = ("success", "refused", "failed")
-_COUNTED = ("cases", *_VERDICTS, "hypothesis", "libfuzzer")
+_APART = ("not read", "wanted")  # what reached no parser, and how many cases were asked for
+_COUNTED = ("cases", *_VERDICTS, *_APART, "hypothesis", "libfuzzer")
 Piece = tuple[str, str, int, int]  # target, maker, cases, seed
 
 
@@ -64,11 +65,16 @@ class Campaign:
     """Runs pieces of work in processes that are watched, and counts how cases end.
 
     With `out` the figures are written there, and each finished piece into a journal beside it: a campaign that was killed goes on, and
-    repeats only the pieces that it had not finished.
+    repeats only the pieces that it had not finished. Of `names`, all figures are new; of other targets, those that `out` has stay.
     """
 
-    def __init__(self, seed: int, out: Path | None) -> None:
+    def __init__(self, seed: int, out: Path | None, names: Sequence[str]) -> None:
         self.seed, self.out, self.lock = seed, out, Lock()
+        before = (
+            json.loads(out.read_text(encoding="utf-8")) if out is not None and out.exists() else {"seconds": 0, "targets": {}}
+        )
+        self.others = {name: found for name, found in before["targets"].items() if name not in names}
+        self.seconds = before["seconds"] if self.others else 0
         self.journal = None if out is None else out.with_suffix(".pieces.jsonl")
         self.done: list[dict[str, Any]] = []
         self.failures: set[tuple[str, str]] = set()
@@ -77,16 +83,16 @@ class Campaign:
 
     def figures(self) -> dict[str, Any]:
         """What came of the finished pieces, by target; `seconds` are those of all processes together."""
-        targets: dict[str, dict[str, Any]] = {}
+        targets: dict[str, dict[str, Any]] = dict(self.others)
         for done in self.done:
             found = targets.setdefault(done["target"], dict.fromkeys((*_COUNTED, "slowest"), 0))
             found["cases"] += sum(done[verdict] for verdict in _VERDICTS)
             found[done["maker"]] += sum(done[verdict] for verdict in _VERDICTS)
-            for verdict in _VERDICTS:
-                found[verdict] += done[verdict]
+            for key in (*_VERDICTS, *_APART):
+                found[key] += done[key]
             found["slowest"] = max(found["slowest"], done["slowest"])
         total = {key: sum(found[key] for found in targets.values()) for key in _COUNTED}
-        seconds = round(sum(done["seconds"] for done in self.done))
+        seconds = self.seconds + round(sum(done["seconds"] for done in self.done))
         return {"seed": self.seed, "seconds": seconds, "processors": os.cpu_count(), "total": total, "targets": targets}
 
     def run(self, work: Sequence[Piece], workers: int) -> None:
@@ -120,7 +126,15 @@ class Campaign:
         """Run a piece, and count."""
         name, maker, count, seed = piece
         began = time.monotonic()
-        counts: dict[str, Any] = {"target": name, "maker": maker, "seed": seed, **dict.fromkeys((*_VERDICTS, "slowest"), 0)}
+        counts: dict[str, Any] = {
+            "target": name,
+            "maker": maker,
+            "seed": seed,
+            **dict.fromkeys((*_VERDICTS, *_APART, "slowest"), 0),
+        }
+        counts["wanted"] = count
+        if maker == "libfuzzer":
+            worker.end()  # modules that are imported already cannot be instrumented any more
         for verdict, case, seconds, said in worker.work(name, maker, count, seed):
             counts[verdict] += 1
             counts["slowest"] = max(counts["slowest"], round(seconds, 3))
@@ -166,10 +180,20 @@ def main() -> int:
     options = parser.parse_args()
     from fuzz.table import TARGETS
 
-    campaign = Campaign(options.seed, options.out)
-    campaign.run(shares(options.cases, options.targets or list(TARGETS), options.seed), options.workers)
-    print(json.dumps(campaign.figures(), indent=1))
-    return 1 if campaign.failures else 0
+    names = options.targets or list(TARGETS)
+    campaign = Campaign(options.seed, options.out, names)
+    campaign.run(shares(options.cases, names, options.seed), options.workers)
+    figures = campaign.figures()
+    print(json.dumps(figures, indent=1))
+    return wrong(figures)
+
+
+def wrong(figures: dict[str, Any]) -> int:
+    """The exit code of a campaign: 1 where cases failed, in this process or in one before, or where a target had too few."""
+    short = [name for name, found in figures["targets"].items() if found["cases"] + found["not read"] < found["wanted"]]
+    for name in short:
+        print(f"{name}: fewer cases than wanted", flush=True)
+    return 1 if short or figures["total"]["failed"] else 0
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from gradalign_cli.score import _print_outcome
 from hypothesis import strategies as st
 
 import gradalign
-from fuzz.making import changed, deep, mutated, written
+from fuzz.making import changed, deep, mutated
 from fuzz.target import Broken, Target
 from gradalign import load_run
 from gradalign.findings import rank
+from gradalign.pipeline import Effort, parse_budget
+from gradalign.pipeline.stopping import Watch
 from gradalign.report import write_report
 from gradalign.store import TABLES, Run, RunFolder, status
 from gradalign.store.folder import part_path
@@ -36,25 +38,16 @@ _ODD = (
 )
 
 
-_OUTCOME = {
-    "stopped": "a is best",
-    "tokens": 5,
-    "gain_half_width": 0.1,
-    "gain_half_width_left": None,
-    "looks": [],
-    "goal": "decide",
-}
-
-
 @cache
 def whole_run() -> Path:
-    """A run of two parts, made once in this process and never changed."""
+    """A run of two parts that was to decide, made once in this process and never changed."""
     folder = Path(tempfile.mkdtemp(prefix="gradalign-fuzz-")) / "run"
     gradalign.score(
         "builtin:arithmetic",
         limit=4,
         rollouts=4,
         budget=16,
+        decide=0.9,
         part_size=2,
         teachers=["ctx:reference"],
         demonstrations=4,
@@ -199,11 +192,15 @@ def _reported(case: bytes, folder: Path) -> None:
 
 
 def _outcome(case: bytes, folder: Path) -> None:
-    """What the run ended with is the case; shown as the command shows it."""
+    """What the run ended with is the case; shown as the command shows it, and taken up where the run goes on."""
     run = _copy(folder)
     _replace(run / "outcome.json", case)
-    _print_outcome(load_run(run).outcome)
     _read(run, {Path("outcome.json")}, case)
+    outcome = load_run(run).outcome
+    if not outcome:
+        raise GradalignError("it is taken for no outcome")
+    _print_outcome(outcome)
+    Watch(Effort(parse_budget("16"), decide=0.9), 1, 2, 4, outcome)
 
 
 def _content(pattern: str) -> bytes:
@@ -223,22 +220,25 @@ def _log_cases() -> st.SearchStrategy[bytes]:
 
 
 def _parquet_cases() -> st.SearchStrategy[bytes]:
-    tables = [bytes([i]) + _content(f"{table}/*.parquet") for i, table in enumerate(TABLES)]
-    return mutated(tables, 4)
+    return mutated(_tables(), 4)
+
+
+def _tables() -> list[bytes]:
+    return [bytes([i]) + _content(f"{table}/*.parquet") for i, table in enumerate(TABLES)]
+
+
+def _document_target(file: str, read: Callable[[bytes, Path], None], share: float, name: str | None = None) -> Target:
+    """Cases in the place of one of a run's JSON files."""
+    cases = st.deferred(lambda: _documents(file))
+    return Target(name or file, cases, read, share, guided=False, whole=lambda: _content(file))
 
 
 TARGETS = [
     Target("run folder", st.binary(min_size=1, max_size=8), _damaged, 12, guided=False),
-    Target("run.json", st.deferred(lambda: _documents("run.json")), _instead("run.json"), 5, guided=False),
-    Target(
-        "marker",
-        st.deferred(lambda: _documents("finished/part-00000.json")),
-        _instead("finished/part-00000.json"),
-        4,
-        guided=False,
-    ),
-    Target("outcome.json", st.one_of(changed([_OUTCOME]), mutated([written(_OUTCOME)]), deep()), _outcome, 2, guided=False),
-    Target("log", st.deferred(_log_cases), _instead("log/*.jsonl"), 4, guided=False),
-    Target("forged part", st.deferred(_parquet_cases), _forged, 4, guided=False),
-    Target("report", st.deferred(lambda: _documents("run.json")), _reported, 0.05, guided=False),
+    _document_target("run.json", _instead("run.json"), 5),
+    _document_target("finished/part-00000.json", _instead("finished/part-00000.json"), 4, "marker"),
+    _document_target("outcome.json", _outcome, 2),
+    Target("log", st.deferred(_log_cases), _instead("log/*.jsonl"), 4, guided=False, whole=lambda: _content("log/*.jsonl")),
+    Target("forged part", st.deferred(_parquet_cases), _forged, 4, guided=False, whole=lambda: _tables()[0]),
+    _document_target("run.json", _reported, 0.05, "report"),
 ]

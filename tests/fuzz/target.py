@@ -11,7 +11,7 @@ from hypothesis.strategies import SearchStrategy
 
 from gradalign.types import GradalignError
 
-Verdict = Literal["success", "refused"]
+Verdict = Literal["success", "refused", "not read"]
 SECONDS = 5.0
 _LONGEST = 2000
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -21,12 +21,17 @@ class Broken(AssertionError):
     """A fault was refused in a way that a user should not see."""
 
 
+class NotRead(Exception):
+    """A case that no parser was given; it counts for nothing."""
+
+
 @dataclass(frozen=True)
 class Target:
     """`read` takes a case and an empty folder that it may write into. A case is bytes, so that it can be stored, mutated and replayed.
 
-    `share` is the part of a campaign's cases, relative to other targets; `seeds` are whole cases, where mutation begins. What `read` raises
-    other than `GradalignError` is a failure, and so is what takes longer than SECONDS.
+    `share` is the part of a campaign's cases, relative to other targets; `seeds` are cases where mutation begins. `whole`, or else the
+    first seed, is one that is read with success: a target that refuses it tries nothing. What `read` raises other than `GradalignError`
+    is a failure, and so is what takes longer than SECONDS.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Target:
     share: float = 1.0
     seeds: Sequence[bytes] = ()
     guided: bool = True  # may libFuzzer mutate it too
+    whole: Callable[[], bytes] | None = None
 
 
 def verdict(target: Target, case: bytes, folder: Path) -> Verdict:
@@ -44,6 +50,8 @@ def verdict(target: Target, case: bytes, folder: Path) -> Verdict:
     except GradalignError as error:
         _check_line(error)
         return "refused"
+    except NotRead:
+        return "not read"
     return "success"
 
 

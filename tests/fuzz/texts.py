@@ -9,13 +9,14 @@ from typing import Any
 from hypothesis import strategies as st
 
 from fuzz.making import changed, decoded, deep, hostile_text, mutated, objects, words, written
-from fuzz.target import Target
+from fuzz.target import NotRead, Target
 from gradalign.api import configure, default_folder
 from gradalign.builtin import builtin_path
 from gradalign.configurations import load_configurations, parse_questions, parse_tokens
 from gradalign.contexts import Material, needed_material, parse_teacher, render_context
 from gradalign.endpoint import parse_address
 from gradalign.models import ChatCodec, LoadOptions, load_model, read_placement, resolve_model
+from gradalign.models.span import turn_tokens
 from gradalign.objectives import parse_objective
 from gradalign.pipeline import Effort, Execution, parse_budget
 from gradalign.plugins import imported
@@ -113,19 +114,22 @@ def _context(case: bytes, folder: Path) -> None:
 
 
 @cache
-def _small() -> ChatCodec:
+def small_codec() -> ChatCodec:
+    """The codec of the smallest built-in student."""
     codec = load_model("builtin:small", LoadOptions(device="cpu")).codec
     assert isinstance(codec, ChatCodec)
     return codec
 
 
 def _chat(case: bytes, folder: Path) -> None:
-    """A chat template as it comes with a model, to the ids of a prompt."""
-    codec = _small()
+    """A chat template as it comes with a model, to the ids of a prompt and of a finished turn."""
+    codec = small_codec()
     before = codec.tokenizer.chat_template
     codec.tokenizer.chat_template = decoded(case)
     try:
-        ChatCodec(codec.tokenizer, codec.name, codec.stop_ids).prompt("What is {{ 2 }}? <|im_end|>")
+        found = ChatCodec(codec.tokenizer, codec.name, codec.stop_ids)
+        found.prompt("What is {{ 2 }}? <|im_end|>")
+        turn_tokens(found)
     finally:
         codec.tokenizer.chat_template = before
 
@@ -145,8 +149,9 @@ _ANSWERS = {"numeric": "1234.5", "boolean": "yes", "choice": "A", "exact": "a b"
 def _place(case: bytes, folder: Path) -> None:
     """Where a run is to lie; nothing is opened."""
     text = decoded(case)
-    if not text.startswith(("http", "s3", "gs", "ftp", "ssh", "sftp", "hdfs", "abfs", "az", "github")):
-        place_of(text)
+    if text.startswith(("http", "s3", "gs", "ftp", "ssh", "sftp", "hdfs", "abfs", "az", "github")):
+        raise NotRead
+    place_of(text)
 
 
 def _plugin(case: bytes, folder: Path) -> None:
@@ -195,6 +200,8 @@ _BLOCKS = (
     "{{ 1/0 }}",
     "{% raw %}",
     "{{ namespace(a=1).a }}",
+    "{{ lipsum(n=1000000000) }}",
+    "{{ [1, 2]|slice(1000000000)|list }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "text",
 )
@@ -204,6 +211,7 @@ _CHAT = (
     "{{ message.role }}",
     "<|im_start|>",
     "{% if add_generation_prompt %}",
+    "{% if messages[-1].role == 'assistant' %}",
     "{{ raise_exception('no\nway\x1b[2J') }}",
     "{{ strftime_now('%Y') }}",
     "{% generation %}",
@@ -307,11 +315,11 @@ TARGETS = [
         words(*_MODELS, "/", "~", "..", "Qwen", "smal", "@", "@main", "@0123456789abcdef"),
         _argument(resolve_model),
         5,
-        [b"Qwen3-0.6", b"builtin:smal", b"org/name@v1.0", b"builtin:small@main"],
+        [b"org/name@v1.0", b"Qwen3-0.6", b"builtin:smal", b"builtin:small@main"],
     ),
     Target(
         "place of a run",
-        words("runs/", "memory://", "s3:", "file://", "~", "x", "local://", "::", "zip"),
+        words("runs/", "memory://", "s3:", "file://", "~", "x", "local://", "::", "zip", "@", "?", "MEMORY://"),
         _place,
         3,
         [b"memory://a/b"],
@@ -337,7 +345,7 @@ TARGETS = [
         st.one_of(objects(_QUESTION).map(_lines), changed(_RECORDS, _lines), mutated([*_LINES, _builtin_lines()]), deep()),
         _file("q.jsonl", lambda path: load_questions(str(path))),
         8,
-        [*_LINES, _builtin_lines()],
+        [_builtin_lines(), *_LINES],
     ),
     Target(
         "answers",

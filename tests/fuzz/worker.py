@@ -30,7 +30,7 @@ class Worker:
         self.pipe: Connection | None = None
 
     def work(self, name: str, maker: str, count: int, seed: int) -> Iterator[Told]:
-        """The verdict of each case: "success", "refused" or "failed", with the case, its seconds, and for a failure what was raised."""
+        """The verdict of each case (`target.Verdict` or "failed"), with the case, its seconds, and for a failure what was raised."""
         done, self.over = 0, False
         while done < count and not self.over:
             for told in self._some(name, maker, count - done, seed + done):
