@@ -10,7 +10,7 @@ from gradalign.engines.padded import Padded
 from gradalign.engines.rows import Row, rows_of
 from gradalign.models.causal import CausalLanguageModel
 from gradalign.models.memory import Batches
-from gradalign.models.shared_prefixes import shares_prefixes
+from gradalign.models.shared_attention import shares_prefixes
 from gradalign.types import Completion, CompletionRequest
 
 
