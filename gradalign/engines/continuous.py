@@ -17,8 +17,7 @@ from gradalign.models.shared_attention import next_states
 from gradalign.models.shared_prefixes import Prefixes, Rows, computed_prefixes
 from gradalign.types import Completion
 
-_WAITED_FOR = 1 / 8  # of all slots are free before waiting rows come in, so that their prefixes are computed together
-_LEFT = 3 / 4  # of the rows are under way, or the others are dropped
+_CHANGE = 1.0  # steps that a change of the rows costs: with so much done for ended rows, it was worth one
 _PREFILLED = 8192  # tokens of prefixes in one forward pass
 _FIRST_ROOM = 64
 
@@ -31,7 +30,8 @@ class Continuous:
     """
 
     def __init__(self, model: CausalLanguageModel, stop_ids: np.ndarray, rows: Sequence[Row], slots: int):
-        self.model, self.stop_ids, self.slots = model, stop_ids, slots
+        self.model, self.slots = model, slots
+        self.stops_V = np.isin(np.arange(model.vocabulary_size), stop_ids)
         trunk_of = trunks_of([row.prefix[:-1] for row in rows])
         self.trunks = [trunk for family in families({*trunk_of.values()}) for trunk in family]
         number = {trunk: i for i, trunk in enumerate(self.trunks)}
@@ -42,6 +42,7 @@ class Continuous:
         self.seed_Q = np.array([row.seed for row in self.queue], dtype=np.uint64)
         self.limit_Q = np.array([row.max_tokens for row in self.queue])
         self.begun = 0
+        self.idle = 0  # rows of steps since the last change that had ended
         self.rows = Rows(model.device)
         self.queued_B, self.next_B = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self.live_B = np.zeros(0, dtype=bool)
@@ -55,16 +56,14 @@ class Continuous:
     @torch.inference_mode()
     def _step(self) -> list[tuple[Row, Completion]]:
         live = int(np.count_nonzero(self.live_B))
-        if self.begun < len(self.queue):
-            if self.slots - live >= max(1, _WAITED_FOR * self.slots):
-                self._change(min(self.slots - live, len(self.queue) - self.begun))
-        elif live < _LEFT * len(self.live_B):
-            self._change(0)
+        self.idle += len(self.live_B) - live
+        if not live or self.idle >= _CHANGE * len(self.live_B):
+            self._change(min(self.slots - live, len(self.queue) - self.begun))
         step_B = self.rows.length_B
         states_BH = next_states(self.model.model, self.rows, self.next_B, self.model.context_window)
         self.next_B, logprobs_B = draw(self.model, states_BH, self.seed_Q[self.queued_B], step_B)
         self._note(step_B, logprobs_B)
-        stopped_B = np.isin(self.next_B, self.stop_ids)
+        stopped_B = self.stops_V[self.next_B]
         ended_B = self.live_B & (stopped_B | (step_B + 1 >= self.limit_Q[self.queued_B]))
         self.live_B &= ~ended_B
         return [self._completion(row, int(step_B[row]) + 1, bool(stopped_B[row])) for row in np.flatnonzero(ended_B).tolist()]
@@ -74,7 +73,7 @@ class Continuous:
         stay = np.flatnonzero(self.live_B)
         queued_B = np.append(self.queued_B[stay], np.arange(self.begun, self.begun + coming))
         row_B = np.append(stay, np.full(coming, -1))
-        self.begun += coming
+        self.begun, self.idle = self.begun + coming, 0
         order = np.argsort(self.trunk_Q[queued_B], kind="stable")
         queued_B, row_B = queued_B[order], row_B[order]
         trunk_B, begins_B = self.trunk_Q[queued_B], row_B < 0

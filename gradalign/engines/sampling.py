@@ -10,6 +10,7 @@ from gradalign.seeds import uniforms
 
 _CELLS = 1 << 23
 _BLOCK = 256
+_FEW = 4096  # tokens over which one sum costs less than two steps
 
 
 def draw(
@@ -30,25 +31,32 @@ def _drawn(model: CausalLanguageModel, hidden_BH: Tensor, uniform_B: Tensor) -> 
 
 
 def sample_tokens(logprobs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """The token whose interval of the cumulative distribution holds the row's uniform: (B,).
+    """The token whose interval of the cumulative distribution (float64) holds the row's uniform: (B,)."""
+    found = _in_blocks if logprobs_BV.shape[1] > _FEW else _in_one
+    return found(logprobs_BV.exp(), uniform_B.double()[:, None])
 
-    The block of tokens is found first and the token in it then; sums over blocks and within one are of double precision.
-    """
-    probs_BV = logprobs_BV.exp()
+
+def _in_one(probs_BV: Float[Tensor, "B V"], uniform_B1: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:
+    reached_BV = probs_BV.cumsum(-1, dtype=torch.float64)
+    return _interval(reached_BV, uniform_B1 * reached_BV[:, -1:])[:, 0]
+
+
+def _in_blocks(probs_BV: Float[Tensor, "B V"], uniform_B1: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:
+    """The block of tokens first, the token in it then: the same token but for rounding, without a sum over the vocabulary for each token."""
     vocabulary = probs_BV.shape[1]
     whole = vocabulary // _BLOCK * _BLOCK
-    sums = [probs_BV[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)] if whole else []
-    mass_BN = torch.cat([*sums, probs_BV[:, whole:].sum(-1, keepdim=True)], 1).double()
+    parts = [probs_BV[:, :whole].unflatten(1, (-1, _BLOCK)), probs_BV[:, None, whole:]]
+    mass_BN = torch.cat([part.sum(-1, dtype=torch.float64) for part in parts], 1)
     reached_BN = mass_BN.cumsum(-1)
-    target_B1 = uniform_B.double()[:, None] * reached_BN[:, -1:]
+    target_B1 = uniform_B1 * reached_BN[:, -1:]
     block_B1 = _interval(reached_BN, target_B1)
-    at = block_B1 * _BLOCK + torch.arange(_BLOCK, device=probs_BV.device)
-    inside = probs_BV.gather(1, at.clamp_max(vocabulary - 1)).double().masked_fill(at >= vocabulary, 0.0)
+    at_BK = block_B1 * _BLOCK + torch.arange(_BLOCK, device=probs_BV.device)
+    inside_BK = probs_BV.gather(1, at_BK.clamp_max(vocabulary - 1)).double().masked_fill(at_BK >= vocabulary, 0.0)
     before_B1 = reached_BN.gather(1, block_B1) - mass_BN.gather(1, block_B1)
-    return (block_B1 * _BLOCK + _interval(inside.cumsum(-1), target_B1 - before_B1))[:, 0]
+    return (block_B1 * _BLOCK + _interval(inside_BK.cumsum(-1), target_B1 - before_B1))[:, 0]
 
 
-def _interval(reached_BN: Tensor, target_B1: Tensor) -> Tensor:
+def _interval(reached_BN: Float[Tensor, "B N"], target_B1: Float[Tensor, "B 1"]) -> Int[Tensor, "B 1"]:
     """The first place that reaches beyond the target, and where rounding leaves none the last that adds anything."""
-    last_B1 = (reached_BN < reached_BN[:, -1:]).sum(-1, keepdim=True)
-    return torch.minimum(torch.searchsorted(reached_BN, target_B1, right=True), last_B1)
+    found_B1 = torch.searchsorted(reached_BN, target_B1, right=True)
+    return torch.minimum(found_B1, torch.searchsorted(reached_BN, reached_BN[:, -1:].contiguous()))

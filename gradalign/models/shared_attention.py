@@ -39,39 +39,45 @@ def _attend(
         raise NotImplementedError("attention over shared prefixes takes one token a row, and no sinks")
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     rows.window_of[layer] = sliding_window
-    count, heads, own, _ = key.shape
-    places, line = rows.places(query.device), (-1, rows.layout.width)
-    query = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)).view(count, heads, -1, query.shape[-1])
-    groups = query.shape[2]
-
-    def to_lines(each: Tensor) -> Float[Tensor, "P heads R groups width"]:
-        return (each if places is None else each[places[0]]).unflatten(0, line).transpose(1, 2)
-
-    def to_rows(each: Tensor) -> Float[Tensor, "B heads groups width"]:
-        flat = each.transpose(1, 2).flatten(0, 1)
-        return flat if places is None else flat[places[1]]
-
-    def by_prefix(each: Tensor, held: Tensor) -> Tensor:
-        """(P, heads, R, groups, x) times (P, heads, x, y), the same for all rows of a line."""
-        return torch.bmm(each.reshape(-1, each.shape[2] * groups, each.shape[-1]), held.flatten(0, 1)).view(*each.shape[:-1], -1)
-
-    def by_row(each: Tensor, held: Tensor) -> Tensor:
-        return torch.bmm(each.flatten(0, 1), held.flatten(0, 1)).view(*each.shape[:-1], -1)
-
-    scores = to_lines(by_row(query, key.mT))
+    count, heads, own, width = key.shape
+    places, lines = rows.places(query.device) or (None, None), (-1, rows.layout.width)
+    query = (query * (width**-0.5 if scaling is None else scaling)).view(count, heads, -1, width)
+    scores = _to_lines(_product(query, key.mT), places[0], lines)
     if rows.prefixes.longest:
         prefix_keys, prefix_values = rows.prefixes.keys[layer], rows.prefixes.values[layer]
-        scores = torch.cat([by_prefix(to_lines(query), prefix_keys.mT), scores], -1)
+        scores = torch.cat([_line_product(_to_lines(query, places[0], lines), prefix_keys.mT), scores], -1)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     mask = rows.mask(sliding_window, query.device, scores.dtype)
     if mask is not None:
         scores = scores + mask
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    read = by_row(to_rows(weights[..., -own:]), value)
+    read = _product(_to_rows(weights[..., -own:], places[1]), value)
     if rows.prefixes.longest:
-        read = read + to_rows(by_prefix(weights[..., :-own], prefix_values))
-    return read.view(count, 1, heads * groups, -1), None
+        read = read + _to_rows(_line_product(weights[..., :-own], prefix_values), places[1])
+    return read.view(count, 1, -1, value.shape[-1]), None
+
+
+def _to_lines(each: Tensor, row_C: Tensor | None, lines: tuple[int, int]) -> Tensor:
+    """(B, heads, groups, x) as (P, heads, R, groups, x)."""
+    return (each if row_C is None else each[row_C]).unflatten(0, lines).transpose(1, 2)
+
+
+def _to_rows(each: Tensor, place_B: Tensor | None) -> Tensor:
+    """(P, heads, R, groups, x) as (B, heads, groups, x)."""
+    flat = each.transpose(1, 2).flatten(0, 1)
+    return flat if place_B is None else flat[place_B]
+
+
+def _product(each: Tensor, held: Tensor) -> Tensor:
+    """(B, heads, groups, x) times (B, heads, x, y), each row's own."""
+    return torch.bmm(each.flatten(0, 1), held.flatten(0, 1)).view(*each.shape[:-1], -1)
+
+
+def _line_product(each: Tensor, held: Tensor) -> Tensor:
+    """(P, heads, R, groups, x) times (P, heads, x, y), the same for all rows of a line."""
+    lines, heads, rows, groups, width = each.shape
+    return torch.bmm(each.reshape(lines * heads, rows * groups, width), held.flatten(0, 1)).view(lines, heads, rows, groups, -1)
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
