@@ -14,15 +14,19 @@ from gradalign.models.shared_attention import shares_prefixes
 from gradalign.types import Completion, CompletionRequest
 
 
+_BATCH, _BATCH_OF_TINY = 256, 2048
+_TINY = 4_000_000  # parameters, below which a step over a few hundred rows is mostly the cost of starting it
+
+
 class HFEngine:
-    """The Engine over a `CausalLanguageModel`; `batch_size` completions at most are under way at once."""
+    """The Engine over a `CausalLanguageModel`; `batch_size` completions at most are under way at once (None: what suits its size)."""
 
     kind = "hf"
 
-    def __init__(self, model: CausalLanguageModel, stop_ids: frozenset[int], batch_size: int = 256):
+    def __init__(self, model: CausalLanguageModel, stop_ids: frozenset[int], batch_size: int | None = None):
         self.model = model
         self.stop_ids = np.array(sorted(stop_ids))
-        self.batches = Batches(batch_size, "sampling")
+        self.batches = Batches(suited_batch(model) if batch_size is None else batch_size, "sampling")
 
     @cached_property
     def shares(self) -> bool:
@@ -44,3 +48,8 @@ class HFEngine:
 
     def _stream(self, rows: list[Row], size: int) -> Iterator[tuple[Row, Completion]]:
         return Continuous(self.model, self.stop_ids, rows, size).run()
+
+
+def suited_batch(model: CausalLanguageModel) -> int:
+    """How many completions are to be under way at once where nobody says."""
+    return _BATCH_OF_TINY if model.model.num_parameters() < _TINY else _BATCH

@@ -46,7 +46,7 @@ def _in_blocks(probs_BV: Float[Tensor, "B V"], uniform_B1: Float[Tensor, "B 1"])
     vocabulary = probs_BV.shape[1]
     whole = vocabulary // _BLOCK * _BLOCK
     parts = [probs_BV[:, :whole].unflatten(1, (-1, _BLOCK)), probs_BV[:, None, whole:]]
-    mass_BN = torch.cat([part.sum(-1, dtype=torch.float64) for part in parts], 1)
+    mass_BN = torch.cat([part.sum(-1) for part in parts], 1).double()
     reached_BN = mass_BN.cumsum(-1)
     target_B1 = uniform_B1 * reached_BN[:, -1:]
     block_B1 = _interval(reached_BN, target_B1)
