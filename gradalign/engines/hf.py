@@ -14,7 +14,8 @@ from gradalign.models.shared_attention import shares_prefixes
 from gradalign.types import Completion, CompletionRequest
 
 
-_BATCH, _BATCH_OF_TINY = 256, 2048
+BATCH = 256
+_BATCH_OF_TINY = 2048
 _TINY = 4_000_000  # parameters, below which a step over a few hundred rows is mostly the cost of starting it
 
 
@@ -52,4 +53,4 @@ class HFEngine:
 
 def suited_batch(model: CausalLanguageModel) -> int:
     """How many completions are to be under way at once where nobody says."""
-    return _BATCH_OF_TINY if model.model.num_parameters() < _TINY else _BATCH
+    return _BATCH_OF_TINY if model.model.num_parameters() < _TINY else BATCH

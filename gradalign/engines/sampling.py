@@ -32,17 +32,20 @@ def _drawn(model: CausalLanguageModel, hidden_BH: Tensor, uniform_B: Tensor) -> 
 
 def sample_tokens(logprobs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     """The token whose interval of the cumulative distribution (float64) holds the row's uniform: (B,)."""
-    found = _in_blocks if logprobs_BV.shape[1] > _FEW else _in_one
-    return found(logprobs_BV.exp(), uniform_B.double()[:, None])
+    if logprobs_BV.shape[1] > _FEW:
+        return token_by_blocks(logprobs_BV, uniform_B)
+    return defined_token(logprobs_BV, uniform_B)
 
 
-def _in_one(probs_BV: Float[Tensor, "B V"], uniform_B1: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:
-    reached_BV = probs_BV.cumsum(-1, dtype=torch.float64)
-    return _interval(reached_BV, uniform_B1 * reached_BV[:, -1:])[:, 0]
+def defined_token(logprobs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """The definition of `sample_tokens`, for vocabularies over which one sum costs little."""
+    reached_BV = logprobs_BV.double().exp().cumsum(-1)
+    return _interval(reached_BV, uniform_B.double()[:, None] * reached_BV[:, -1:])[:, 0]
 
 
-def _in_blocks(probs_BV: Float[Tensor, "B V"], uniform_B1: Float[Tensor, "B 1"]) -> Int[Tensor, " B"]:
-    """The block of tokens first, the token in it then: the same token but for rounding, without a sum over the vocabulary for each token."""
+def token_by_blocks(logprobs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """The block of tokens first and the token in it then: the same token, but for rounding where two intervals meet."""
+    probs_BV, uniform_B1 = logprobs_BV.exp(), uniform_B.double()[:, None]
     vocabulary = probs_BV.shape[1]
     whole = vocabulary // _BLOCK * _BLOCK
     parts = [probs_BV[:, :whole].unflatten(1, (-1, _BLOCK)), probs_BV[:, None, whole:]]

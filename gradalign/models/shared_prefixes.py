@@ -229,4 +229,4 @@ def _once(made: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
 
 def _room_for(states: Tensor) -> Tensor:
     count, heads, _, width = states.shape
-    return states.new_zeros(count, heads, _FIRST_ROOM, width)
+    return states.new_empty(count, heads, _FIRST_ROOM, width)
