@@ -109,7 +109,10 @@ def built_in(batch_size: int | None) -> Case:
     loaded, rng = load_model("builtin:small", LoadOptions(device="cpu")), np.random.default_rng(0)
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
-    steps = [" ".join(f"{'+-'[int(s)]}{n}" for s, n in zip(rng.integers(0, 2, 6), rng.integers(1, 10, 6))) for _ in range(8)]
+    steps = [
+        " ".join(f"{'+-'[int(s)]}{n}" for s, n in zip(rng.integers(0, 2, 6), rng.integers(1, 10, 6), strict=True))
+        for _ in range(8)
+    ]
     prompts = [loaded.codec.prompt(f"Start at {i}: {terms} (modulo 10). What is the total?") for i, terms in enumerate(steps)]
     requests = [CompletionRequest(p, (seed_of("base", i, 0), seed_of("base", i, 1)), 48) for i, p in enumerate(prompts)]
     prefixes = []
@@ -190,7 +193,9 @@ def main() -> None:
         makers = [lambda: random_weights(given.shape, given.device, given.batch_size)]
     else:
         makers = [lambda: built_in(given.batch_size), *([] if SMALL else [lambda: smollm2(given.batch_size)])]
-    table = Table(title=f"Targeted rollouts, {CANDIDATES} candidates a node x {ROLLOUTS}: tokens a second, median (smallest to largest)")
+    table = Table(
+        title=f"Targeted rollouts, {CANDIDATES} candidates a node x {ROLLOUTS}: tokens a second, median (smallest to largest)"
+    )
     for column in ("model", "candidates", "hf", "candidates", "generate", "ratio"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     stored = []
@@ -205,7 +210,9 @@ def main() -> None:
     if not SMALL:
         name = "sampling.json" if given.device == "cpu" else f"sampling_{given.device}.json"
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / name).write_text(json.dumps({"title": table.title, "machine": machine(given.device), "rows": stored}, indent=1) + "\n")
+        (RESULTS / name).write_text(
+            json.dumps({"title": table.title, "machine": machine(given.device), "rows": stored}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

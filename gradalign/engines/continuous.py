@@ -23,8 +23,8 @@ _FIRST_ROOM = 64
 
 
 class Continuous:
-    """`slots` rows at most are under way at once. A row's own tokens begin with the last of its prefix: what stands before that is its trunk,
-    or the beginning of a longer row's.
+    """`slots` rows at most are under way at once. A row's own tokens begin with the last of its prefix: what stands before that is its
+    trunk, or the beginning of a longer row's.
 
     Arrays over Q are of all rows in the order in which they begin, those over B of the rows under way: `queued_B` says which these are.
     """

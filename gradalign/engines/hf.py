@@ -13,7 +13,6 @@ from gradalign.models.memory import Batches
 from gradalign.models.shared_attention import shares_prefixes
 from gradalign.types import Completion, CompletionRequest
 
-
 BATCH = 256
 _BATCH_OF_TINY = 2048
 _TINY = 4_000_000  # parameters, below which a step over a few hundred rows is mostly the cost of starting it

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradalign.engines.rows import Row, rows_of
+from gradalign.engines.rows import Row
 from gradalign.engines.sampling import draw
 from gradalign.models.causal import CausalLanguageModel
 from gradalign.types import Completion
@@ -27,7 +27,7 @@ class _Batch:
 
 
 class Padded:
-    """Samples batches of rows, each of which has the keys and values of its whole prefix: for architectures whose attention is not known."""
+    """Samples batches of rows, each with the keys and values of its whole prefix: for architectures whose attention is not known."""
 
     def __init__(self, model: CausalLanguageModel, stop_ids: np.ndarray):
         self.model, self.stop_ids = model, stop_ids

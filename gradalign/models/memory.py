@@ -38,7 +38,10 @@ class Batches:
     def streamed(
         self, items: Sequence[Item], work: Callable[[list[Item], int], Iterator[tuple[Item, Result]]]
     ) -> Iterator[Result]:
-        """Yield the results of `work(items, size)`, which tells of each the item it is of; those without one begin again where memory runs out."""
+        """Yield the results of `work(items, size)`, which tells of each the item it is of.
+
+        Where memory runs out, items that have no result yet begin again.
+        """
         left = list(items)
         while left:
             done: set[int] = set()

@@ -1,7 +1,7 @@
 """Attention of rows that share prefixes: each line of rows reads its prefix once, each row its own tokens, under one softmax.
 
-Scores against the prefix are one product for all rows of a line, as in Hydragen (Juravsky et al., arXiv 2402.05099); those against own tokens
-are put beside them, so that nothing has to be merged afterwards. Axes are those of `shared_prefixes`.
+Scores against the prefix are one product for all rows of a line, as in Hydragen (Juravsky et al., arXiv 2402.05099); those against own
+tokens are put beside them, so that nothing has to be merged afterwards. Axes are those of `shared_prefixes`.
 """
 
 from collections.abc import Iterator
@@ -111,7 +111,7 @@ def next_states(
 
 @torch.inference_mode()
 def shares_prefixes(model: PreTrainedModel, device: torch.device) -> bool:
-    """Does this architecture attend as it would alone? Asked by trying: layers of other kinds than attention, or of unusual attention, do not."""
+    """Does this architecture attend as it would alone? Asked by trying: layers of other kinds, or of unusual attention, do not."""
     config = model.config.get_text_config()
     if not {*(getattr(config, "layer_types", None) or ())} <= _LAYERS:
         return False
@@ -133,7 +133,7 @@ def shares_prefixes(model: PreTrainedModel, device: torch.device) -> bool:
 
 
 def _windows(config: Any) -> list[int | None]:
-    """The window of each layer by the configuration; an architecture that keeps to one by its mask alone does not say so to its attention."""
+    """The window of each layer by the configuration: an architecture that keeps to one by its mask alone does not tell its attention."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [window if kind == "sliding_attention" else None for kind in kinds]

@@ -5,7 +5,7 @@ Knows keys and values and which of them a row may see; nothing of attention's ar
     B rows · P lines of rows, one prefix each · R places of a line · K keys of a line: its prefix's, then the rows' own
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,7 +40,7 @@ def no_prefixes() -> Prefixes:
 
 
 def computed_prefixes(
-    body: torch.nn.Module, name_P: Int[np.ndarray, " P"], prefixes: Sequence[Sequence[int]], device: torch.device
+    body: torch.nn.Module, name_P: Int[np.ndarray, " P"], prefixes: Sequence[tuple[int, ...]], device: torch.device
 ) -> Prefixes:
     """Keys and values of prefixes, padded on the right; what all of them begin with is computed once."""
     common = common_length(prefixes)
@@ -57,10 +57,10 @@ def computed_prefixes(
     return Prefixes(name_P, length_P, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers])  # pyright: ignore
 
 
-def common_length(prefixes: Sequence[Sequence[int]]) -> int:
+def common_length(prefixes: Collection[tuple[int, ...]]) -> int:
     """How many tokens all of them begin with."""
     first, last = min(prefixes), max(prefixes)
-    return next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 class Rows(Cache):
@@ -107,7 +107,7 @@ class Rows(Cache):
         self._until_change, self._this_step = {}, {}
 
     def _take_own(self, row_B: np.ndarray) -> None:
-        """Own tokens of the rows that stay, from the first column that one of them needs. Those that begin see none of what they are given."""
+        """Own tokens of the rows that stay, from the first column that one of them needs. Rows that begin see none of what they get."""
         stays_B = row_B >= 0
         length_B = np.where(stays_B, self.length_B[row_B], 0) if stays_B.any() else np.zeros_like(row_B)
         longest, first = int(length_B.max()), self.columns - int(length_B.max())
@@ -132,7 +132,9 @@ class Rows(Cache):
         """The step's tokens are the rows' own from now on."""
         self.columns += 1
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Put a step's keys and values into its column; all columns so far."""
         if layer_idx == len(self.own):
             self.own.append((_room_for(key_states), _room_for(value_states)))
