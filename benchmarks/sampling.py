@@ -16,7 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model and its candidates: `parts` of them are sampled by us in turn, `theirs` of each part by the other side too."""
+    """A model and its candidates, in `parts` of a turn each; of a turn's candidates the other side samples `theirs`."""
 
     name: str
     model: CausalLanguageModel
@@ -62,7 +62,7 @@ class Case:
         seeds = [tuple(seed_of("benchmark", i, replicate) for replicate in range(ROLLOUTS)) for i in range(len(self.prefixes))]
         requests = [CompletionRequest(p, s, self.max_tokens) for p, s in zip(self.prefixes, seeds, strict=True)]
         size = len(requests) // self.parts
-        for turn in range(max(self.parts, 5)):
+        for turn in range(self.parts if self.parts > 1 else 5):
             start = turn % self.parts * size
             yield requests[start : start + size]
 
@@ -100,7 +100,7 @@ def smollm2(batch_size: int | None) -> Case:
     model = load_model(str(model_file()), LoadOptions(device="cpu")).language_model
     assert isinstance(model, CausalLanguageModel)
     prefixes = along_rollouts(np.random.default_rng(0), 40_000, 64, 4)
-    return Case("SmolLM2-135M, float32", model, frozenset(), prefixes, 16, 4, 2, batch_size)
+    return Case("SmolLM2-135M, float32", model, frozenset(), prefixes, 16, 4, 1, batch_size)
 
 
 def built_in(batch_size: int | None) -> Case:
@@ -160,9 +160,9 @@ def sample_theirs(case: Case, requests: Sequence[CompletionRequest]) -> int:
 def compared(case: Case) -> tuple[Speed, Speed]:
     """Both sides in turns, after a first try of each that does not count."""
     ours, theirs = Speed(), Speed()
-    first = next(case.turns())
-    sample_ours(case, first[:1])
-    sample_theirs(case, first[:1])
+    short = [replace(request, prefix=request.prefix[:8], max_tokens=4) for request in next(case.turns())[:1]]
+    sample_ours(case, short)
+    sample_theirs(replace(case, max_tokens=4), short)
     for requests in case.turns():
         some = requests[:: len(requests) // case.theirs]
         for speed, sample, chosen in ((ours, sample_ours, requests), (theirs, sample_theirs, some)):

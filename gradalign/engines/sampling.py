@@ -8,7 +8,8 @@ from torch import Tensor
 from gradalign.models.causal import CausalLanguageModel
 from gradalign.seeds import uniforms
 
-_CELLS = 1 << 23
+_CELLS = 1 << 23  # log-probabilities held at once; more where fewer and larger steps are faster
+_CELLS_OF_GPU = 1 << 25
 _BLOCK = 256
 _FEW = 4096  # tokens over which one sum costs less than two steps
 
@@ -18,7 +19,8 @@ def draw(
 ) -> tuple[Int[np.ndarray, " B"], Float[np.ndarray, " B"]]:
     """Each row's next token and its log-probability; no more than some rows' distributions are held at once."""
     uniform_B = torch.from_numpy(uniforms(seeds_B, step_B.astype(np.uint64))).to(hidden_BH.device)
-    rows = max(1, _CELLS // model.vocabulary_size)
+    cells = _CELLS if hidden_BH.device.type == "cpu" else _CELLS_OF_GPU
+    rows = max(1, cells // model.vocabulary_size)
     drawn = [_drawn(model, *chunk) for chunk in zip(hidden_BH.split(rows), uniform_B.split(rows), strict=True)]
     tokens_B, logprobs_B = (torch.cat(column).cpu().numpy() for column in zip(*drawn, strict=True))
     return tokens_B, logprobs_B
