@@ -56,6 +56,7 @@ check: $(VENV)/.test-installed  ## lint, format, types
 
 bench: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed $(VENV)/.real-installed  ## the benchmarks' tables; SMALL=1 for the size that CI runs
 	SMALL=$(SMALL) $(BIN)/python benchmarks/memory.py
+	SMALL=$(SMALL) $(BIN)/python benchmarks/sampling.py
 	SMALL=$(SMALL) $(BIN)/python benchmarks/builtin_students.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/efficiency.py

@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -49,6 +57,11 @@ FAMILIES = {
     "smollm3": lambda: SmolLM3ForCausalLM(SmolLM3Config(**SHAPE)),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, **GEMMA, final_logit_softcapping=3.0)),
     "gemma3 composite": composite_gemma,
+    "gemma2": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SHAPE, **GEMMA, attn_logit_softcapping=5.0, attn_implementation="eager")
+    ),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=3, n_head=2, n_positions=256)),
 }
 
 
@@ -66,6 +79,7 @@ def model(request) -> PreTrainedModel:
 def test_engine_and_forward_passes_agree_with_plain_ones(model):
     language_model = CausalLanguageModel(model, "random", 90)
     assert language_model.context_window == 256
+    assert HFEngine(language_model, frozenset({2})).shares
     requests = [CompletionRequest(tuple(range(3, 6 + 9 * i)), tuple(range(i * 10, i * 10 + 4)), 20) for i in range(3)]
     found = {(c.request, c.replicate): c for c in HFEngine(language_model, frozenset({2}), 256).complete(requests)}
     alone = {(c.request, c.replicate): c for c in HFEngine(language_model, frozenset({2}), 1).complete(requests)}
@@ -87,3 +101,16 @@ def test_several_continuations_share_the_prompt(model):
     for states, tokens in zip(language_model.hidden_states(prompt, continuations), continuations, strict=True):
         logits = model(input_ids=torch.tensor([[*prompt, *tokens.tolist()]])).logits[0, len(prompt) - 1 : -1, :90].float()
         torch.testing.assert_close(language_model.logits(states), logits, atol=1e-3, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_model_with_attention_sinks_is_sampled_without_sharing():
+    torch.manual_seed(0)
+    model = GptOssForCausalLM(GptOssConfig(**SHAPE, head_dim=16, num_local_experts=2, num_experts_per_tok=1)).eval()
+    engine = HFEngine(CausalLanguageModel(model, "random", 90), frozenset({2}), 3)
+    assert not engine.shares
+    found = {c.replicate: c for c in engine.complete([CompletionRequest((3, 4, 5), tuple(range(5)), 6)])}
+    for completion in found.values():
+        logits = model(input_ids=torch.tensor([[3, 4, 5, *completion.tokens.tolist()]])).logits[0, 2:-1, :90]
+        taken = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion.tokens)[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(completion.logprobs, taken, atol=1e-3)

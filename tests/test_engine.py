@@ -6,7 +6,11 @@ import torch
 from scipy.stats import chisquare
 
 from gradalign.engines import HFEngine
+from gradalign.engines.continuous import Continuous
+from gradalign.engines.sampling import defined_token, token_by_blocks
+from gradalign.engines.trunks import passes, trunks_of
 from gradalign.models import CausalLanguageModel
+from gradalign.models.lines import laid_out
 from gradalign.seeds import seed_of
 from gradalign.types import CompletionRequest, GradalignError
 
@@ -97,18 +101,101 @@ def test_temperature_divides_the_logits(small):
 def test_out_of_memory_halves_the_batch_and_goes_on(small, requests, monkeypatch, caplog):
     whole = sample(small, requests, 256)
     engine = HFEngine(small.language_model, small.codec.stop_ids, 36)
-    real = engine._sample
+    real = Continuous._step
 
-    def limited(rows):
-        if len(rows) > 9:
+    def limited(self):
+        if len(self.live_B) > 9 and self.rows.length_B.max() > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(rows)
+        return real(self)
 
-    monkeypatch.setattr(engine, "_sample", limited)
+    monkeypatch.setattr(Continuous, "_step", limited)
     found = {(c.request, c.replicate): c.tokens.tolist() for c in engine.complete(requests)}
     assert found == {key: tokens for key, (tokens, _, _) in whole.items()}
     assert engine.batches.size == 9
     assert "out of memory" in caplog.text
-    monkeypatch.setattr(engine, "_sample", lambda rows: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(Continuous, "_step", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(GradalignError, match="one at a time"):
         list(engine.complete(requests))
+
+
+def branching(small) -> list[CompletionRequest]:
+    """Requests of a tree: prefixes that begin alike, lie within each other or are one token alone, with few rollouts and many."""
+    root = small.codec.prompt(PROMPTS[0])
+    prefixes = [
+        root[:1],
+        root,
+        (*root, 20),
+        (*root, 30),
+        (*root, 20, 40, 50),
+        (*root, 20, 60),
+        (*root, 30, 40),
+        (*root, 30, 40, 41),
+    ]
+    return [
+        CompletionRequest(prefix, tuple(seed_of(i, j) for j in range((1, 9, 3, 2, 5, 1, 4, 2)[i])), 3 + 5 * (i % 4))
+        for i, prefix in enumerate(prefixes)
+    ]
+
+
+def test_places_are_taken_again_and_prefixes_shared_whatever_the_batch(small, monkeypatch):
+    requests, changes = branching(small), []
+    real = Continuous._change
+    monkeypatch.setattr(Continuous, "_change", lambda self, coming: (changes.append(coming), real(self, coming))[1])
+    whole = sample(small, requests, 256)
+    assert len(whole) == 27
+    assert changes[0] == 27
+    for batch_size in (1, 4, 11):
+        changes.clear()
+        found = sample(small, requests, batch_size)
+        assert len(changes) > 3
+        assert {key: row[0] for key, row in found.items()} == {key: row[0] for key, row in whole.items()}
+
+
+def test_a_model_that_shares_nothing_gives_the_same_tokens(small, monkeypatch):
+    requests = branching(small)
+    shared = sample(small, requests, 11)
+    monkeypatch.setattr(HFEngine, "shares", False)
+    alone = sample(small, requests, 11)
+    for key, (tokens, logprobs, stop) in alone.items():
+        assert shared[key][0] == tokens
+        assert shared[key][2] == stop
+        np.testing.assert_allclose(shared[key][1], logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 700, 1024])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+def test_blocks_find_the_defined_token(vocabulary, spread):
+    torch.manual_seed(vocabulary)
+    logprobs = torch.log_softmax(torch.randn(400, vocabulary) * spread, -1)
+    uniform = torch.rand(400, dtype=torch.float64)
+    uniform[:2] = torch.tensor([0.0, 1 - 2.0**-53])
+    defined, found = defined_token(logprobs, uniform), token_by_blocks(logprobs, uniform)
+    reached = logprobs.double().exp().cumsum(-1)
+    at = uniform * reached[:, -1]
+    edge = (reached - at[:, None]).abs().amin(-1)
+    assert ((defined == found) | (edge < 1e-6)).all()
+    assert (logprobs.exp().gather(1, found[:, None]) > 0).all()
+
+
+def test_lines_hold_every_row_once():
+    rng = np.random.default_rng(0)
+    for counts in ([32] * 8, [1] * 20, [200, *[1] * 56], [5], rng.integers(1, 40, 30).tolist()):
+        layout = laid_out(np.array(counts))
+        lines = layout.row_C.reshape(-1, layout.width)
+        prefix_B = np.repeat(np.arange(len(counts)), counts)
+        assert (layout.row_C[layout.place_B] == np.arange(sum(counts))).all()
+        assert (layout.prefix_P[layout.place_B // layout.width] == prefix_B).all()
+        assert len(np.unique(layout.place_B)) == sum(counts)
+        assert lines.size <= 3 * sum(counts)
+        assert layout.full == (lines.size == sum(counts))
+
+
+def test_trunks_are_the_longest_and_every_pass_is_bounded():
+    bodies = [(1, 2), (1, 2, 3), (1, 2, 4, 5), (1,), (7,), (), (7, 8, 9)]
+    trunk_of = trunks_of(bodies)
+    assert {trunk_of[body] for body in bodies} == {(1, 2, 3), (1, 2, 4, 5), (7, 8, 9)}
+    assert all(trunk[: len(body)] == body for body, trunk in trunk_of.items())
+    trunks = [(*range(50), i, *range(i)) for i in range(20)] + [(100 + i,) * (i + 1) for i in range(9)]
+    groups = list(passes(trunks, 60))
+    assert sorted(trunk for group in groups for trunk in group) == sorted(trunks)
+    assert max(map(len, groups)) > 3

@@ -79,7 +79,7 @@ def contexts(
     attention: Attention = None,
     quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
-    batch_size: BatchSize = 256,
+    batch_size: BatchSize = None,
     engine: Engine = "auto",
     tensor_parallel: TensorParallel = 1,
     place: Place = None,

@@ -150,7 +150,7 @@ def score(
     attention: Attention = None,
     quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
-    batch_size: BatchSize = 256,
+    batch_size: BatchSize = None,
     engine: Engine = "auto",
     tensor_parallel: TensorParallel = 1,
     place: Place = None,

@@ -55,7 +55,7 @@ def show(
     context_tokens: ContextTokens = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    batch_size: BatchSize = 256,
+    batch_size: BatchSize = None,
     engine: Engine = "auto",
     place: Place = None,
     teacher_top_k: TeacherTopK = 20,

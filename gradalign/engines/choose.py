@@ -4,7 +4,7 @@ import logging
 from importlib.util import find_spec
 
 from gradalign.endpoint import PREFIX
-from gradalign.engines.hf import HFEngine
+from gradalign.engines.hf import BATCH, HFEngine
 from gradalign.engines.protocol import Engine
 from gradalign.engines.vllm import VLLMEngine
 from gradalign.engines.vllm_setup import require_vllm
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 ENGINES = ("auto", "hf", "vllm", "server:URL#MODEL")
 
 
-def student_engine(spec: str, loaded: LoadedModel, batch_size: int, tensor_parallel: int = 1) -> Engine:
+def student_engine(spec: str, loaded: LoadedModel, batch_size: int | None, tensor_parallel: int = 1) -> Engine:
     """The engine that `spec` names over a loaded student; `auto` is vLLM on a CUDA machine where it is installed, else transformers."""
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
@@ -27,7 +27,7 @@ def student_engine(spec: str, loaded: LoadedModel, batch_size: int, tensor_paral
     if kind.startswith(PREFIX):
         from gradalign.engines.server import connect_student  # needs the extra `server`
 
-        return connect_student(kind, loaded, batch_size)
+        return connect_student(kind, loaded, batch_size or BATCH)
     raise GradalignError(f"unknown engine {spec!r}; choose from {', '.join(ENGINES)}")
 
 

@@ -1,148 +1,55 @@
-"""Sampling with transformers, on CPU or GPU. Knows token ids and seeds; nothing of text, questions or trees.
-
-Requests are sorted by length and batched together, whatever node or question they come from. The prefix of a request is
-prefilled once for all its completions; rows that have finished are dropped from the batch as it goes.
-"""
+"""Sampling with transformers, on CPU or GPU. Knows token ids and seeds; nothing of text, questions or trees."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from gradalign.engines.continuous import Continuous
+from gradalign.engines.padded import Padded
 from gradalign.engines.rows import Row, rows_of
-from gradalign.engines.sampling import sample_tokens
 from gradalign.models.causal import CausalLanguageModel
 from gradalign.models.memory import Batches
-from gradalign.seeds import uniforms
+from gradalign.models.shared_attention import shares_prefixes
 from gradalign.types import Completion, CompletionRequest
 
-_CELLS = 1 << 23
-
-
-@dataclass
-class _Batch:
-    """Rows under way: the cache, which keys are real, and what has been sampled so far."""
-
-    rows: list[Row]
-    cache: object
-    mask_BL: Tensor
-    hidden_BH: Tensor
-    sampled: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+BATCH = 256
+_BATCH_OF_TINY = 2048
+_TINY = 4_000_000  # parameters, below which a step over a few hundred rows is mostly the cost of starting it
 
 
 class HFEngine:
-    """The Engine over a `CausalLanguageModel`; `batch_size` completions at most are under way at once."""
+    """The Engine over a `CausalLanguageModel`; `batch_size` completions at most are under way at once (None: what suits its size)."""
 
     kind = "hf"
 
-    def __init__(self, model: CausalLanguageModel, stop_ids: frozenset[int], batch_size: int = 256):
+    def __init__(self, model: CausalLanguageModel, stop_ids: frozenset[int], batch_size: int | None = None):
         self.model = model
         self.stop_ids = np.array(sorted(stop_ids))
-        self.batches = Batches(batch_size, "sampling")
+        self.batches = Batches(suited_batch(model) if batch_size is None else batch_size, "sampling")
+
+    @cached_property
+    def shares(self) -> bool:
+        """Are prefixes computed and held once for all that go on from them?"""
+        return shares_prefixes(self.model.model, self.model.device)
 
     def complete(self, requests: Sequence[CompletionRequest]) -> Iterator[Completion]:
-        """Sample every request's completions; they come batch by batch, longest prefixes first."""
+        """Sample every request's completions; they come as they end."""
         rows = rows_of(requests)
-        for finished in self.batches.over(len(rows), lambda start, stop: self._sample(rows[start:stop])):
+        if self.shares:
+            yield from self.batches.streamed(rows, self._stream)
+            return
+        padded = Padded(self.model, self.stop_ids)
+        for finished in self.batches.over(len(rows), lambda start, stop: padded.sample(rows[start:stop])):
             yield from finished
 
     def rest(self) -> None:
         """Nothing is held between calls but the model's weights, which forward passes need too."""
 
-    @torch.inference_mode()
-    def _sample(self, rows: list[Row]) -> list[Completion]:
-        batch = self._prefill(rows)
-        live = np.arange(len(rows))
-        limits = np.array([row.max_tokens for row in rows])
-        seeds = np.array([row.seed for row in rows], dtype=np.uint64)
-        done = np.zeros(len(rows), dtype=bool)
-        for step in range(int(limits.max())):
-            tokens_B, logprobs_B = self._step(batch, seeds[live], step)
-            batch.sampled.append((live, tokens_B, logprobs_B))
-            done[live] |= np.isin(tokens_B, self.stop_ids) | (limits[live] <= step + 1)
-            if done.all():
-                break
-            keep = np.flatnonzero(~done[live])
-            if len(keep) <= 0.8 * len(live):
-                self._select(batch, keep)
-                live, tokens_B = live[keep], tokens_B[keep]
-            self._advance(batch, tokens_B)
-        return _collect(rows, batch.sampled, self.stop_ids)
-
-    def _prefill(self, rows: list[Row]) -> _Batch:
-        requests = [row.request for row in rows]
-        first = [0, *(i for i in range(1, len(rows)) if requests[i] != requests[i - 1])]
-        prefixes = [rows[i].prefix for i in first]
-        width = max(len(prefix) for prefix in prefixes)
-        ids = torch.zeros((len(prefixes), width), dtype=torch.long)
-        mask = torch.zeros((len(prefixes), width), dtype=torch.long)
-        for i, prefix in enumerate(prefixes):
-            ids[i, width - len(prefix) :] = torch.tensor(prefix)
-            mask[i, width - len(prefix) :] = 1
-        device = self.model.device
-        mask = mask.to(device)
-        output = self.model.model.base_model(
-            input_ids=ids.to(device), attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp_min(0), use_cache=True
-        )
-        # an index on the CPU serves caches on any device, of which a model that is spread over several has as many
-        owner = torch.from_numpy(np.repeat(np.arange(len(first)), np.diff([*first, len(rows)])))
-        cache = output.past_key_values
-        cache.batch_select_indices(owner)
-        return _Batch(rows, cache, mask[owner], output.last_hidden_state[owner, -1])
-
-    def _step(self, batch: _Batch, seeds: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        draws_B = torch.from_numpy(uniforms(seeds, np.full(len(seeds), step, dtype=np.uint64))).to(batch.hidden_BH.device)
-        rows = max(1, _CELLS // self.model.vocabulary_size)
-        drawn = [self._draw(*chunk) for chunk in zip(batch.hidden_BH.split(rows), draws_B.split(rows), strict=True)]
-        tokens_B, logprobs_B = (torch.cat(column) for column in zip(*drawn, strict=True))
-        return tokens_B.cpu().numpy(), logprobs_B.cpu().numpy()
-
-    def _draw(self, hidden_BH: Tensor, draws_B: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs_BV = self.model.logprobs(hidden_BH)
-        tokens_B = sample_tokens(logprobs_BV, draws_B)
-        return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
-
-    def _select(self, batch: _Batch, keep: np.ndarray) -> None:
-        index = torch.from_numpy(keep)
-        batch.cache.batch_select_indices(index)  # pyright: ignore[reportAttributeAccessIssue]
-        batch.mask_BL = batch.mask_BL[index]
-
-    def _advance(self, batch: _Batch, tokens_B: np.ndarray) -> None:
-        mask = batch.mask_BL
-        batch.mask_BL = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-        output = self.model.model.base_model(
-            input_ids=torch.from_numpy(tokens_B).to(mask.device)[:, None],
-            attention_mask=batch.mask_BL,
-            position_ids=mask.sum(-1, keepdim=True).clamp_max(self.model.context_window - 1),  # finished rows may be past it
-            past_key_values=batch.cache,
-            use_cache=True,
-        )
-        batch.hidden_BH = output.last_hidden_state[:, -1]
+    def _stream(self, rows: list[Row], size: int) -> Iterator[tuple[Row, Completion]]:
+        return Continuous(self.model, self.stop_ids, rows, size).run()
 
 
-def _collect(
-    rows: list[Row], sampled: list[tuple[np.ndarray, np.ndarray, np.ndarray]], stop_ids: np.ndarray
-) -> list[Completion]:
-    """Cut each row at its first stop token or its limit."""
-    tokens_BT = np.full((len(rows), len(sampled)), -1, dtype=np.int64)
-    logprobs_BT = np.zeros((len(rows), len(sampled)))
-    for step, (live, tokens, logprobs) in enumerate(sampled):
-        tokens_BT[live, step], logprobs_BT[live, step] = tokens, logprobs
-    stops_BT = np.isin(tokens_BT, stop_ids)
-    stopped = stops_BT.any(1)
-    lengths = np.where(stopped, stops_BT.argmax(1) + 1, [row.max_tokens for row in rows])
-    limits = np.array([row.max_tokens for row in rows])
-    stopped &= lengths <= limits
-    lengths = np.minimum(lengths, limits)
-    return [
-        Completion(
-            row.request,
-            row.replicate,
-            tokens_BT[i, : lengths[i]],
-            logprobs_BT[i, : lengths[i]],
-            "stop" if stopped[i] else "length",
-        )
-        for i, row in enumerate(rows)
-    ]
+def suited_batch(model: CausalLanguageModel) -> int:
+    """How many completions are to be under way at once where nobody says."""
+    return _BATCH_OF_TINY if model.model.num_parameters() < _TINY else BATCH

@@ -11,6 +11,7 @@ from gradalign.types import GradalignError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 class Batches:
@@ -39,6 +40,27 @@ class Batches:
                 continue
             start = stop
             yield result
+
+    def streamed(
+        self, items: Sequence[Item], work: Callable[[list[Item], int], Iterator[tuple[Item, Result]]]
+    ) -> Iterator[Result]:
+        """Yield the results of `work(items, size)`, which tells of each the item it is of.
+
+        Where memory runs out, items that have no result yet begin again.
+        """
+        left = list(items)
+        while left:
+            done: set[int] = set()
+            try:
+                for item, result in work(left, self.size):
+                    done.add(id(item))
+                    yield result
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._halve(min(self.size, len(left)), error)
+            left = [item for item in left if id(item) not in done]
 
     def _halve(self, size: int, error: BaseException) -> None:
         if size == 1:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from gradalign.contexts import parse_teacher
-from gradalign.engines import Engine, HFEngine, student_engine
+from gradalign.engines import BATCH, Engine, HFEngine, student_engine
 from gradalign.models import (
     SHARD,
     STUDENT,
@@ -102,7 +102,7 @@ def load_cast(config: RunConfig, execution: Execution) -> Cast:
     named = placed(local, _devices(execution.device), read_placement(execution.place))
     place = {name: _settled(device) for name, device in named.items()}
     shared = LoadOptions(
-        place[STUDENT], config.dtype, config.temperature, execution.batch_size, config.chat_template, config.thinking,
+        place[STUDENT], config.dtype, config.temperature, execution.batch_size or BATCH, config.chat_template, config.thinking,
         config.attention, config.quantize, config.trust_remote_code,
     )  # fmt: skip
     turns, remarks = _turns(config.student, {name: place[name] for name in local}, shared, execution.load)

@@ -172,12 +172,14 @@ class Execution:
 
     `unnamed` are served models that only a file names, and not the user: no key of the environment goes to them.
 
+    `batch_size` completions are under way at once (None: 256, and 2,048 with a student of under four million parameters).
+
     `executor` is `local` (this process) or `ray`: `workers` workers (None: as many as there is room for), each with `worker_cpus` CPUs and
     `worker_gpus` GPUs (None: one, if the cluster has any; fractions share one), over the cluster at `address` (None: this machine).
     """
 
     device: str = "auto"
-    batch_size: int = 256
+    batch_size: int | None = None
     engine: str = "auto"
     tensor_parallel: int = 1
     place: tuple[str, ...] = ()

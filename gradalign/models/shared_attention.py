@@ -1,0 +1,139 @@
+"""Attention of rows that share prefixes: each line of rows reads its prefix once, each row its own tokens, under one softmax.
+
+Scores against the prefix are one product for all rows of a line, as in Hydragen (Juravsky et al., arXiv 2402.05099); those against own
+tokens are put beside them, so that nothing has to be merged afterwards. Axes are those of `shared_prefixes`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from gradalign.models.shared_prefixes import Rows, computed_prefixes
+
+ATTENTION = "gradalign_shared_prefixes"
+_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    rows: Rows | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """One query a row over its prefix and its own tokens. Grouped heads are not repeated."""
+    if rows is None or s_aux is not None or query.shape[2] != 1:
+        raise NotImplementedError("attention over shared prefixes takes one token a row, and no sinks")
+    layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+    rows.window_of[layer] = sliding_window
+    count, heads, own, width = key.shape
+    places, lines = rows.places(query.device) or (None, None), (-1, rows.layout.width)
+    query = (query * (width**-0.5 if scaling is None else scaling)).view(count, heads, -1, width)
+    scores = _to_lines(_product(query, key.mT), places[0], lines)
+    if rows.prefixes.longest:
+        prefix_keys, prefix_values = rows.prefixes.keys[layer], rows.prefixes.values[layer]
+        scores = torch.cat([_line_product(_to_lines(query, places[0], lines), prefix_keys.mT), scores], -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    mask = rows.mask(sliding_window, query.device, scores.dtype)
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    read = _product(_to_rows(weights[..., -own:], places[1]), value)
+    if rows.prefixes.longest:
+        read = read + _to_rows(_line_product(weights[..., :-own], prefix_values), places[1])
+    return read.view(count, 1, -1, value.shape[-1]), None
+
+
+def _to_lines(each: Tensor, row_C: Tensor | None, lines: tuple[int, int]) -> Tensor:
+    """(B, heads, groups, x) as (P, heads, R, groups, x)."""
+    return (each if row_C is None else each[row_C]).unflatten(0, lines).transpose(1, 2)
+
+
+def _to_rows(each: Tensor, place_B: Tensor | None) -> Tensor:
+    """(P, heads, R, groups, x) as (B, heads, groups, x)."""
+    flat = each.transpose(1, 2).flatten(0, 1)
+    return flat if place_B is None else flat[place_B]
+
+
+def _product(each: Tensor, held: Tensor) -> Tensor:
+    """(B, heads, groups, x) times (B, heads, x, y), each row's own."""
+    return torch.bmm(each.flatten(0, 1), held.flatten(0, 1)).view(*each.shape[:-1], -1)
+
+
+def _line_product(each: Tensor, held: Tensor) -> Tensor:
+    """(P, heads, R, groups, x) times (P, heads, x, y), the same for all rows of a line."""
+    lines, heads, rows, groups, width = each.shape
+    return torch.bmm(each.reshape(lines * heads, rows * groups, width), held.flatten(0, 1)).view(lines, heads, rows, groups, -1)
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
+
+
+@contextmanager
+def sharing(model: PreTrainedModel) -> Iterator[None]:
+    """Forward passes in this block go over `Rows`, one token each."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def next_states(
+    model: PreTrainedModel, rows: Rows, tokens_B: Int[np.ndarray, " B"], context_window: int = 2**31
+) -> Float[Tensor, "B H"]:
+    """Feed each row its next token; hidden states after it. Rows that have ended may be past the context window, and stay at its end."""
+    position_B = np.minimum(rows.begin_step(), context_window - 1)
+    ids_2B = torch.from_numpy(np.stack([tokens_B, position_B])).to(rows.device)
+    with sharing(model):
+        output = model.base_model(
+            input_ids=ids_2B[0, :, None], position_ids=ids_2B[1, :, None], past_key_values=rows, use_cache=True, rows=rows
+        )
+    rows.end_step()
+    return output.last_hidden_state[:, -1]
+
+
+@torch.inference_mode()
+def shares_prefixes(model: PreTrainedModel, device: torch.device) -> bool:
+    """Does this architecture attend as it would alone? Asked by trying: layers of other kinds, or of unusual attention, do not."""
+    config = model.config.get_text_config()
+    if not {*(getattr(config, "layer_types", None) or ())} <= _LAYERS:
+        return False
+    prefixes, more = [(0, 1, 2, 3, 4), (0, 1, 2), (5, 6, 7)], (1, 2, 3)
+    try:
+        held = computed_prefixes(model.base_model, np.arange(2), [prefixes[0][:-1], prefixes[2][:-1]], device)
+        rows = Rows(device)
+        rows.arrange(np.full(3, -1), np.array([0, 0, 1]), np.array([len(prefix) - 1 for prefix in prefixes]), [held])
+        for tokens in (np.array([prefix[-1] for prefix in prefixes]), *(np.full(3, token) for token in more)):
+            states = next_states(model, rows, tokens)
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    if rows.window_of != dict(enumerate(_windows(config))):
+        return False
+    ids = [torch.tensor([[*prefix, *more]], device=device) for prefix in prefixes]
+    alone = torch.cat([model.base_model(input_ids=each).last_hidden_state[:, -1] for each in ids])
+    near = 1e-3 if states.dtype == torch.float32 else 5e-2
+    return bool((states - alone).float().norm() <= near * alone.float().norm())
+
+
+def _windows(config: Any) -> list[int | None]:
+    """The window of each layer by the configuration: an architecture that keeps to one by its mask alone does not tell its attention."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
