@@ -29,7 +29,7 @@ from gradalign.store.places import PARTIAL, Place, is_file, place_of, read_parqu
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
-FORMAT = 7
+FORMAT = 8
 Rows = Mapping[str, list[dict[str, Any]] | pa.Table]
 _OURS = {PARTIAL, ".lock", LOG, "lease.json"}
 _MARKER = re.compile(r"part-(\d{5,9})\.json", re.ASCII)
