@@ -14,8 +14,6 @@ from transformers import (
     Gemma2ForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     GptOssConfig,
     GptOssForCausalLM,
     LlamaConfig,
@@ -42,12 +40,11 @@ LINEAR = {
 }  # fmt: skip
 
 PACKED = {
-    **FAMILIES,
+    **{name: make for name, make in FAMILIES.items() if name != "gemma2"},
     "smollm2": lambda: LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_attention_heads": 4}, tie_word_embeddings=True)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None)),
     "mistral, windows": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=6)),
     "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SHAPE, head_dim=16)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=2, n_positions=256)),
 }
 FALLEN_BACK = {
     "gemma2, a softcap": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, **GEMMA)),
