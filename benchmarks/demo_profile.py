@@ -1,8 +1,9 @@
 """Where the default `gradalign score` spends its time: the share inside of models' forward passes, and what takes the rest.
 
 The command of `make demo`, in a process that has imported everything: each model's forward pass and the layer that makes logits are
-timed, while a thread looks, every two milliseconds, at which function of gradalign is at work outside of them. The draw of tokens, softmax
-and everything about text are no forward pass. Start-up is measured apart, in fresh processes: `import gradalign`, and `gradalign --help`.
+timed, while a thread looks, every two milliseconds, at which function of gradalign is at work outside of them: while questions are scored,
+and after that, when they are ranked and the report is written. The draw of tokens, softmax and everything about text are no forward
+pass. Start-up is measured apart, in fresh processes: `import gradalign`, and `gradalign --help`.
 
 `SMALL=1` for the size that CI runs.
 """
@@ -34,18 +35,21 @@ ARGUMENTS = ["score", *(["--limit", "8"] if SMALL else [])]
 REPEATS, STARTS = (1, 1) if SMALL else (3, 5)
 SHARE, IMPORT, HELP = 0.85, 0.3, 0.5
 LOOK = 0.002
-SHOWN = 25
+SHOWN = 18
 ROOT = str(Path(gradalign.api.__file__).parent)
 
 
 class Watch:
-    """Seconds in forward passes, and seconds by function of gradalign outside of them, from looks at the main thread."""
+    """Seconds in forward passes, and seconds by function of gradalign outside of them, from looks at the main thread.
+
+    `scoring` is how long scoring took; `elsewhere` tells looks during it (True) from the others.
+    """
 
     def __init__(self) -> None:
         self.forward = 0.0
         self.inside = False
-        self.elsewhere: Counter[str] = Counter()
-        self.scoring = 0.0
+        self.elsewhere: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        self.scoring, self.scores = 0.0, False
         self._ended = threading.Event()
         self._watched = threading.get_ident()
 
@@ -81,7 +85,7 @@ class Watch:
             frame = sys._current_frames()[self._watched]
             now = time.perf_counter()
             if not self.inside:
-                self.elsewhere[_place(frame)] += now - before  # pyright: ignore[reportArgumentType]
+                self.elsewhere[self.scores][_place(frame)] += now - before  # pyright: ignore[reportArgumentType]
             before = now
 
 
@@ -100,11 +104,11 @@ def profile() -> dict[str, Any]:
     score = gradalign.api.run_score
 
     def run_score(*arguments: Any, **named: Any) -> Any:
-        began = time.perf_counter()
+        watch.scores, began = True, time.perf_counter()
         try:
             return score(*arguments, **named)
         finally:
-            watch.scoring += time.perf_counter() - began
+            watch.scoring, watch.scores = time.perf_counter() - began, False
 
     gradalign.api.run_score = run_score
     PreTrainedModel.__call__ = watch.timed(PreTrainedModel.__call__)  # pyright: ignore
@@ -113,7 +117,8 @@ def profile() -> dict[str, Any]:
         began = time.perf_counter()
         app([*ARGUMENTS, "--out", str(Path(place) / "run")], standalone_mode=False)
         seconds = time.perf_counter() - began
-    return {"seconds": seconds, "scoring": watch.scoring, "forward": watch.forward, "elsewhere": dict(watch.elsewhere)}
+    during, after = (dict(watch.elsewhere[scores].most_common()) for scores in (True, False))
+    return {"seconds": seconds, "scoring": watch.scoring, "forward": watch.forward, "scoring_outside": during, "after": after}
 
 
 def _apart(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -152,8 +157,9 @@ def main() -> int:
         ["of it scoring", f"{middle['scoring']:.2f}", "100%"],
         ["of that forward passes", f"{middle['forward']:.2f}", f"{share:.0%}"],
     ]
-    top = Counter(middle["elsewhere"]).most_common(SHOWN)
-    rows += [[f"  outside: {name}", f"{seconds:.2f}", f"{seconds / middle['scoring']:.1%}"] for name, seconds in top]
+    for what, key in (("scoring, outside", "scoring_outside"), ("after scoring", "after")):
+        top = list(middle[key].items())[:SHOWN]
+        rows += [[f"  {what}: {name}", f"{seconds:.2f}", f"{seconds / middle['scoring']:.1%}"] for name, seconds in top]
     rows += [
         [name, f"{np.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})", ""] for name, seconds in starts.items()
     ]
