@@ -362,7 +362,8 @@ def _steps(result: QuestionResult, scored: Scored, config: RunConfig) -> pa.Tabl
 
 def _known(values: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:
     """Numbers, missing where they are NaN or said to be missing."""
-    return pa.array(values, mask=missing, from_pandas=True)
+    unknown = np.isnan(values)
+    return pa.array(values, mask=unknown if missing is None else unknown | missing)
 
 
 def known(value: float) -> float | None:
