@@ -7,8 +7,8 @@ the first use of each library) is mostly out of it; what is left of it bends the
 of a straight line through the logarithms of the three largest points. Time is that of the one thread that works, in which what else the
 machine does hardly shows; of two runs the shorter counts. Memory is the peak of the whole process; its exponent is through all points.
 
-The vocabulary begins at 8,192 tokens, since what does not depend on it is most of the time of smaller ones; rollouts of all lengths are over
-as many. Attention, which is quadratic in the length, is a larger share of a model as narrow as this than of a real one.
+The vocabulary begins at 8,192 tokens, since what does not depend on it is most of the time of smaller ones; rollouts of all lengths are
+over as many. Attention, which is quadratic in the length, is a larger share of a model as narrow as this than of a real one.
 
 Exits 1, at full size, if an exponent of time is above 1.1, or that of memory in the number of questions above 0.2. At full size it also
 draws docs/linear_cost.svg. `SMALL=1` for the size that CI runs.
