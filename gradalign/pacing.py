@@ -72,6 +72,7 @@ def fit_exponents(curves: Sequence[ClarityCurve]) -> Float[np.ndarray, "M 2"]:
     """alpha and beta of c p^alpha (1 - p)^beta nearest to each curve, bins weighed by their questions; NaN from fewer than four bins.
 
     For given exponents the nearest c is known, so only these are searched for: on a grid over 0 to 8, then on finer ones about the best.
+    The sums over bins at all points of a grid are a product of two matrices, one for each exponent.
     """
     ratio = np.stack([curve.ratio_B for curve in curves])
     known = np.isfinite(ratio)
@@ -80,13 +81,13 @@ def fit_exponents(curves: Sequence[ClarityCurve]) -> Float[np.ndarray, "M 2"]:
     target = np.where(known, ratio, 0.0)
     best, width = np.full((len(ratio), 2), _MOST / 2), _MOST / 2
     for _ in range(_ZOOMS):
-        steps = np.linspace(-width, width, _STEPS)
-        tried = np.clip(best[:, :, None] + steps, 0.0, _MOST)
-        grid = np.stack(np.broadcast_arrays(tried[:, 0, :, None], tried[:, 1, None, :]), -1).reshape(len(ratio), -1, 2)
-        shape = np.exp(grid[:, :, :1] * np.log(p)[:, None] + grid[:, :, 1:] * np.log1p(-p)[:, None])
-        over, under = (weight * target)[:, None] * shape, weight[:, None] * shape**2
-        told = over.sum(-1) ** 2 / np.maximum(under.sum(-1), np.finfo(float).tiny)
-        best = np.take_along_axis(grid, told.argmax(1)[:, None, None], 1)[:, 0]
+        tried = np.clip(best[:, :, None] + np.linspace(-width, width, _STEPS), 0.0, _MOST)
+        rise = np.exp(tried[:, 0, :, None] * np.log(p)[:, None])
+        fall = np.exp(tried[:, 1, :, None] * np.log1p(-p)[:, None]).swapaxes(1, 2)
+        over, under = (rise * (weight * target)[:, None]) @ fall, (rise**2 * weight[:, None]) @ fall**2
+        told = (over**2 / np.maximum(under, np.finfo(float).tiny)).reshape(len(ratio), -1)
+        at = np.stack(np.divmod(told.argmax(1), _STEPS), 1)
+        best = np.take_along_axis(tried, at[:, :, None], 2)[:, :, 0]
         width /= (_STEPS - 1) / 4
     found = (known.sum(1) >= 4) & (target > 0).any(1)
     return np.where(found[:, None], best, np.nan)

@@ -147,6 +147,10 @@ def question_tokens(run: Run, questions: Collection[str]) -> Iterator[QuestionTo
     directions = by_question(
         "directions", ["node", "teacher", "objective", "token", "teacher_prob", "direction"], ["node", "teacher", "objective"]
     )
+    no_pairs = _none(["alignment", "alignment_full", "dot", "dot_se"], ["node", "teacher", "objective"])
+    untried = ["token_text", "student_prob", "in_support", "n", "success", "lower", "upper", "ideal"]
+    no_branches = _none(untried, ["node", "token"])
+    no_directions = _none(["token", "teacher_prob", "direction"], ["node", "teacher", "objective"])
     for question in questions:
         if question not in nodes:
             continue  # nothing was scored of it
@@ -157,14 +161,9 @@ def question_tokens(run: Run, questions: Collection[str]) -> Iterator[QuestionTo
             _rollouts(rolled[question]),
             nodes[question],
             teachers[question],
-            pairs.get(question, _none(["alignment", "alignment_full", "dot", "dot_se"], ["node", "teacher", "objective"])),
-            branches.get(
-                question,
-                _none(
-                    ["token_text", "student_prob", "in_support", "n", "success", "lower", "upper", "ideal"], ["node", "token"]
-                ),
-            ),
-            directions.get(question, _none(["token", "teacher_prob", "direction"], ["node", "teacher", "objective"])),
+            pairs.get(question, no_pairs),
+            branches.get(question, no_branches),
+            directions.get(question, no_directions),
         )
 
 

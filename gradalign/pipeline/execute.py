@@ -17,7 +17,7 @@ from gradalign.pipeline.group import SET_ASIDE, Spending, planned_units, sources
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.stopping import Watch, looks, passes
 from gradalign.pipeline.tries import Tries
-from gradalign.pipeline.work import Done, Executor, Task, spent
+from gradalign.pipeline.work import SPENT, Done, Executor, Task, spent
 from gradalign.seeds import seed_of
 from gradalign.store import RunFolder, RunLog, session
 from gradalign.types import GradalignError, Question
@@ -171,9 +171,9 @@ class _Ledger:
         for part in self.notes:
             skips = (row for row in folder.rows(part, "skipped") if row["reason"] == SET_ASIDE)
             self.aside[part] = {row["question"]: row["detail"] for row in skips}
-            rows = folder.rows(part, "questions")
+            questions = folder.table(part, "questions", SPENT)
             self.tally.put(part, folder.rows(part, "scores"))
-            self.counts[part] = (len(rows), *spent(rows))
+            self.counts[part] = (len(questions), *spent(questions))
 
     def reached(self, part: int, budget: Budget) -> bool:
         """Was the part scored with this budget or a larger one?"""

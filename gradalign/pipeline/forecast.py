@@ -45,7 +45,10 @@ def forecast(questions: Sequence[Question], cast: Cast, config: RunConfig, effor
     scale = len(questions) / len(sample)
 
     def total(name: str) -> int:
-        return round(scale * sum(row[name] for row in rows["questions"]))
+        return round(scale * sum(rows["questions"][name].to_pylist()))
+
+    def sampled(purpose: str) -> int:
+        return round(scale * rows["rollouts"]["purpose"].to_pylist().count(purpose))
 
     return Forecast(
         questions=len(questions),
@@ -53,8 +56,8 @@ def forecast(questions: Sequence[Question], cast: Cast, config: RunConfig, effor
         chosen_nodes=total("scored_nodes"),
         filter_rollouts=0 if config.filter is None else config.filter_rollouts * len(questions),
         base_rollouts=total("rollouts"),
-        demonstrations=round(scale * sum(row["purpose"] == "demonstration" for row in rows["rollouts"])),
-        teacher_rollouts=round(scale * sum(row["purpose"] == "teacher" for row in rows["rollouts"])),
+        demonstrations=sampled("demonstration"),
+        teacher_rollouts=sampled("teacher"),
         targeted_rollouts=total("targeted_rollouts"),
         tokens=total("sampled_tokens"),
         seconds=scale * seconds,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from gradalign.configurations import parse_tokens
 from gradalign.contexts import needed_material, render_question
@@ -77,17 +78,16 @@ def score_group(
     What is `stored` of them is not sampled again; those `left_out` are skipped for the reason given.
     """
     left_out = left_out or {}
-    rows: Rows = {table: [] for table in TABLES}
     results = score_questions([p for p in places if p[1].id not in left_out], cast, config, spending, progress, stored)
     for order, question in places:
         if question.id in left_out:
             skip = Skip(question.id, None, SET_ASIDE, left_out[question.id])
             results.append(QuestionResult(question, order, skips=[skip]))
+    found = []
     for result in results:
         with blaming(result.question):
-            for table, more in question_rows(result, config).items():
-                rows[table] += more
-    return rows
+            found.append(question_rows(result, config))
+    return {table: pa.concat_tables(rows[table] for rows in found) for table in TABLES}
 
 
 def score_questions(

@@ -9,7 +9,7 @@ from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.prompts import TeacherPrompt
 from gradalign.pipeline.rollouts import Pool
 from gradalign.pipeline.targeted import Forced
-from gradalign.store import RunFolder
+from gradalign.store import TABLES, RunFolder
 from gradalign.types import Completion, Grade, Message, Rollout, Skip
 
 
@@ -28,7 +28,8 @@ class Stored:
 
 def stored_questions(folder: RunFolder, part: int, cast: Cast, student: str) -> dict[str, Stored]:
     """Every question of a finished part, by id."""
-    rows = {table: folder.rows(part, table) for table in ("questions", "rollouts", "contexts", "skipped")}
+    rows = {table: folder.rows(part, table) for table in ("questions", "contexts", "skipped")}
+    rows["rollouts"] = folder.rows(part, "rollouts", [column.name for column in TABLES["rollouts"] if column.name != "pieces"])
     teachers = {teacher.name: teacher for teacher in cast.teachers}
     found: dict[str, Stored] = {}
     for question in rows["questions"]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from gradalign.contexts import render_question
 from gradalign.objectives import parse_objective
@@ -17,10 +18,12 @@ from gradalign.pipeline.survey import Survey
 from gradalign.pipeline.targeted import Plan, TargetedRollout
 from gradalign.pipeline.vocabulary import DIVERGENCES
 from gradalign.schedule import depth_window
+from gradalign.store import arrow_schema, arrow_table, ragged
 from gradalign.tree import PrefixTree
-from gradalign.types import REWARDS, Completion, Grade, Question, Rollout, Skip
+from gradalign.types import REWARDS, Question, Rollout, Skip
 
-Rows = dict[str, list[dict[str, Any]]]
+Rows = dict[str, pa.Table]
+_OF_NODES = ("nodes", "branches", "directions", "teachers", "alignment", "steps")
 
 
 @dataclass(eq=False)
@@ -64,18 +67,23 @@ class QuestionResult:
 def question_rows(result: QuestionResult, config: RunConfig) -> Rows:
     """All rows of one question, by table."""
     scored = result.scored
-    return {
+    few = {
         "questions": [_question_row(result)],
         "contexts": [_context_row(result.question, prompt) for prompt in result.prompts],
-        "rollouts": _rollout_rows(result, config),
-        "nodes": [] if scored is None else _node_rows(result, scored),
-        "branches": [] if scored is None else _branch_rows(result.question, scored),
-        "directions": [] if scored is None else _direction_rows(result, scored, config),
-        "teachers": [] if scored is None else _teacher_rows(result, scored),
-        "alignment": [] if scored is None else _alignment_rows(result, scored, config),
         "scores": [] if scored is None else _score_rows(result, scored, config),
-        "steps": [] if scored is None else _step_rows(result, scored, config),
         "skipped": [vars(skip) for skip in result.skips],
+    }
+    rows = {table: pa.Table.from_pylist(of_table, schema=arrow_schema(table)) for table, of_table in few.items()}
+    rows["rollouts"] = _rollouts(result, config)
+    if scored is None:
+        return rows | {table: arrow_schema(table).empty_table() for table in _OF_NODES}
+    return rows | {
+        "nodes": _nodes(result, scored),
+        "branches": _branches(result.question, scored),
+        "directions": _directions(result, scored, config),
+        "teachers": _teachers(result, scored),
+        "alignment": _alignment(result, scored, config),
+        "steps": _steps(result, scored, config),
     }
 
 
@@ -118,171 +126,183 @@ def _context_row(question: Question, prompt: TeacherPrompt) -> dict[str, Any]:
     }
 
 
-def _rollout_rows(result: QuestionResult, config: RunConfig) -> list[dict[str, Any]]:
-    rows = [
-        _sampled_row("base", config.student, rollout) | {"pieces": pieces}
-        for rollout, pieces in zip(result.rollouts, result.pieces, strict=True)
-    ]
-    rows += [
-        _sampled_row("demonstration", source or config.student, rollout)
-        for source, pool in result.pools.items()
-        for rollout in pool.rollouts
-    ]
-    rows += [_sampled_row("teacher", teacher, rollout) for teacher, taught in result.taught.items() for rollout in taught]
-    rows += [_targeted_row(index, config.student, rollout) for index, rollout in enumerate(result.targeted)]
-    return [{"question": result.question.id, **row} for row in rows]
+def _rollouts(result: QuestionResult, config: RunConfig) -> pa.Table:
+    base, targeted = result.rollouts, result.targeted
+    shown = [(source or config.student, rollout) for source, pool in result.pools.items() for rollout in pool.rollouts]
+    taught = [(teacher, rollout) for teacher, rollouts in result.taught.items() for rollout in rollouts]
+    read = [*base, *(rollout for _, rollout in (*shown, *taught))]
+    completions = [rollout.completion for rollout in (*read, *targeted)]
+    grades = [rollout.grade for rollout in (*read, *targeted)]
+    untold = [None] * (len(shown) + len(taught))
+    columns = {
+        "question": result.question.id,
+        "purpose": _repeated(
+            ("base", base), ("demonstration", shown), ("teacher", taught), ("targeted", targeted)
+        ),
+        "rollout": [*(rollout.index for rollout in read), *range(len(targeted))],
+        "source": [
+            *_repeated((config.student, base)), *(source for source, _ in (*shown, *taught)), *_repeated((config.student, targeted))
+        ],
+        "node": [*[None] * len(read), *(rollout.branch.node for rollout in targeted)],
+        "token": [*[None] * len(read), *(rollout.branch.path[-1] for rollout in targeted)],
+        "text": [*(rollout.text for rollout in read), *[None] * len(targeted)],
+        "pieces": [*result.pieces, *untold, *[None] * len(targeted)],
+        "tokens": ragged([completion.tokens for completion in completions], pa.int32()),
+        "logprobs": ragged([completion.logprobs for completion in completions], pa.float32()),
+        "stop": [completion.stop for completion in completions],
+        "reward": [grade.reward for grade in grades],
+        "outcome": [grade.outcome for grade in grades],
+        "read_answer": [grade.answer for grade in grades],
+        "ungradable_reason": [grade.reason for grade in grades],
+    }  # fmt: skip
+    return arrow_table("rollouts", len(completions), columns)
 
 
-def _sampled_row(purpose: str, source: str, rollout: Rollout) -> dict[str, Any]:
-    row = {"purpose": purpose, "rollout": rollout.index, "source": source, "node": None, "token": None, "text": rollout.text}
-    return row | _completion_cells(rollout.completion) | _grade_cells(rollout.grade)
+def _repeated(*counted: tuple[str, Sequence[Any]]) -> list[str]:
+    """Each name as often as there are things of it."""
+    return [name for name, things in counted for _ in things]
 
 
-def _targeted_row(index: int, source: str, rollout: TargetedRollout) -> dict[str, Any]:
-    row = {"purpose": "targeted", "rollout": index, "source": source, "node": rollout.branch.node}
-    row |= {"token": rollout.branch.path[-1], "text": None}
-    return row | _completion_cells(rollout.completion) | _grade_cells(rollout.grade)
-
-
-def _completion_cells(completion: Completion) -> dict[str, Any]:
-    return {"tokens": completion.tokens, "logprobs": completion.logprobs, "stop": completion.stop}
-
-
-def _grade_cells(grade: Grade) -> dict[str, Any]:
-    return {"reward": grade.reward, "outcome": grade.outcome, "read_answer": grade.answer, "ungradable_reason": grade.reason}
-
-
-def _node_rows(result: QuestionResult, scored: Scored) -> list[dict[str, Any]]:
-    question = result.question
-    tree, survey, evidence, full, visited = scored.tree, scored.survey, scored.evidence, scored.full, scored.visited
-    place = {int(row): m for m, row in enumerate(evidence.rows)}
-    visits, windows, priority = tree.visits(), depth_window(tree.depth), survey.priority_N
+def _nodes(result: QuestionResult, scored: Scored) -> pa.Table:
+    tree, survey, evidence = scored.tree, scored.survey, scored.evidence
+    nodes, full, visited = survey.nodes, scored.full.ideal, scored.visited.ideal
     wrong = tree.weighted_visits(np.array([1.0 - rollout.grade.reward for rollout in result.rollouts]))
-    rows = []
-    for n, node in enumerate(survey.nodes):
-        rows.append({
-            "question": question.id,
-            "node": int(node),
-            "parent": int(tree.parent[node]),
-            "token": int(tree.token[node]),
-            "depth": int(tree.depth[node]),
-            "window": int(windows[node]),
-            "visits": int(visits[node]),
-            "visits_wrong": float(wrong[node]),
-            "priority": priority[n],
-            "inclusion": known(scored.plan.inclusion_N[n]),
-            "scored": n in place,
-            "student_entropy": survey.student_entropy_N[n],
-        })  # fmt: skip
-        m = place.get(n)
-        if m is not None:
-            rows[-1] |= {
-                "weight": known(scored.weight_M[m]),
-                "tried": int(evidence.tried_MK[m].sum()),
-                "student_mass": float(survey.student_probs_NK[n][evidence.tried_MK[m]].sum()),
-                "value": known(scored.totals.value_N[n]),
-                "informative": bool(full.ideal.informative_N[m]),
-                "g_norm2": known(full.ideal.corrected_norm2_N[m]),
-                "g_norm2_raw": known(full.ideal.norm2_N[m]),
-                "g_norm2_visited": known(visited.ideal.corrected_norm2_N[m]),
-                "g_norm2_visited_raw": known(visited.ideal.norm2_N[m]),
-            }
-    return rows
+    there = np.zeros(len(nodes), dtype=bool)
+    there[evidence.rows] = True
+
+    def at_scored(values_M: np.ndarray) -> pa.Array:
+        return _known(_spread(values_M, evidence.rows, len(nodes)), ~there)
+
+    mass_M = np.where(evidence.tried_MK, survey.student_probs_NK[evidence.rows], 0.0).sum(1)
+    columns = {
+        "question": result.question.id,
+        "node": nodes,
+        "parent": tree.parent[nodes],
+        "token": tree.token[nodes],
+        "depth": tree.depth[nodes],
+        "window": depth_window(tree.depth)[nodes],
+        "visits": tree.visits()[nodes],
+        "visits_wrong": wrong[nodes],
+        "priority": survey.priority_N,
+        "inclusion": _known(scored.plan.inclusion_N),
+        "scored": there,
+        "student_entropy": survey.student_entropy_N,
+        "weight": at_scored(scored.weight_M),
+        "tried": at_scored(evidence.tried_MK.sum(1)),
+        "student_mass": at_scored(mass_M),
+        "value": at_scored(scored.totals.value_N[evidence.rows]),
+        "informative": at_scored(full.informative_N),
+        "g_norm2": at_scored(full.corrected_norm2_N),
+        "g_norm2_raw": at_scored(full.norm2_N),
+        "g_norm2_visited": at_scored(visited.corrected_norm2_N),
+        "g_norm2_visited_raw": at_scored(visited.norm2_N),
+    }
+    return arrow_table("nodes", len(nodes), columns)
 
 
-def _branch_rows(question: Question, scored: Scored) -> list[dict[str, Any]]:
+def _spread(values_M: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Values at some rows of so many."""
+    spread = np.zeros(count, dtype=values_M.dtype)
+    spread[rows] = values_M
+    return spread
+
+
+def _branches(question: Question, scored: Scored) -> pa.Table:
     survey, evidence, success = scored.survey, scored.evidence, scored.evidence.success
-    rows = []
-    for m, n in enumerate(evidence.rows):
-        candidates = {*scored.plan.tokens_MK[m].tolist()}
-        for k in np.flatnonzero(evidence.present_MK[m] & (success.n[m] > 0)):
-            token = int(evidence.tokens_MK[m, k])
-            rows.append({
-                "question": question.id,
-                "node": int(survey.nodes[n]),
-                "token": token,
-                "token_text": scored.token_texts[token],
-                "student_prob": survey.student_probs_NK[n, k],
-                "candidate": token in candidates,
-                "in_support": bool(evidence.tried_MK[m, k]),
-                "n": int(success.n[m, k]),
-                "success": success.mean[m, k],
-                "lower": success.lower[m, k],
-                "upper": success.upper[m, k],
-                "shrunken": known(evidence.shrunken_MK[m, k]),
-                "exact": bool(success.exact[m, k]),
-                "ideal": scored.full.ideal.g_NK[m, k] if evidence.tried_MK[m, k] else None,
-            })  # fmt: skip
-    return rows
+    m, k = np.nonzero(evidence.present_MK & (success.n > 0))
+    n, token = evidence.rows[m], evidence.tokens_MK[m, k]
+    tried = evidence.tried_MK[m, k]
+    columns = {
+        "question": question.id,
+        "node": survey.nodes[n],
+        "token": token,
+        "token_text": [scored.token_texts[int(t)] for t in token],
+        "student_prob": survey.student_probs_NK[n, k],
+        "candidate": (scored.plan.tokens_MK[m] == token[:, None]).any(1),
+        "in_support": tried,
+        "n": success.n[m, k].astype(np.int64),
+        "success": success.mean[m, k],
+        "lower": success.lower[m, k],
+        "upper": success.upper[m, k],
+        "shrunken": _known(evidence.shrunken_MK[m, k]),
+        "exact": success.exact[m, k],
+        "ideal": pa.array(scored.full.ideal.g_NK[m, k], mask=~tried),
+    }
+    return arrow_table("branches", len(m), columns)
 
 
-def _direction_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> list[dict[str, Any]]:
+def _directions(result: QuestionResult, scored: Scored, config: RunConfig) -> pa.Table:
     """d and the teacher's probability at the tokens of the support, for every teacher and objective."""
     survey, evidence = scored.survey, scored.evidence
-    places = [
-        (m, n, k) for m, n in enumerate(evidence.rows) for k in np.flatnonzero(evidence.tried_MK[m] & evidence.present_MK[m])
-    ]
-    rows = []
+    m, k = np.nonzero(evidence.tried_MK & evidence.present_MK)
+    n = evidence.rows[m]
+    tables = []
     for c, o, teacher, objective in _pairs(result, config):
         outcome = parse_objective(objective).outcome
         estimated = outcome is not None and not outcome.sampled
-        for m, n, k in places:
-            rows.append({
-                "question": result.question.id,
-                "node": int(survey.nodes[n]),
-                "token": int(evidence.tokens_MK[m, k]),
-                "teacher": teacher,
-                "objective": objective,
-                "teacher_prob": None if teacher == REWARDS else float(np.exp(survey.teacher_logprobs_CNK[c, n, k])),
-                "direction": None if estimated else float(survey.direction_CONK[c, o, n, k]),
-            })  # fmt: skip
-    return rows
+        columns = {
+            "question": result.question.id,
+            "node": survey.nodes[n],
+            "token": evidence.tokens_MK[m, k],
+            "teacher": teacher,
+            "objective": objective,
+            "teacher_prob": None if teacher == REWARDS else np.exp(survey.teacher_logprobs_CNK[c, n, k]),
+            "direction": None if estimated else survey.direction_CONK[c, o, n, k],
+        }
+        tables.append(arrow_table("directions", len(m), columns))
+    return pa.concat_tables(tables)
 
 
-def _teacher_rows(result: QuestionResult, scored: Scored) -> list[dict[str, Any]]:
+def _teachers(result: QuestionResult, scored: Scored) -> pa.Table:
     survey, evidence = scored.survey, scored.evidence
-    place = {int(row): m for m, row in enumerate(evidence.rows)}
-    rows = []
+    nodes = survey.nodes
+    away = np.ones(len(nodes), dtype=bool)
+    away[evidence.rows] = False
+    pi = np.where(evidence.tried_MK, survey.student_probs_NK[evidence.rows], 0.0)
+    ahead = np.where(evidence.tried_MK, evidence.success.mean, 0.0) - scored.full.ideal.value_N[:, None]
+    tables = []
     for c, prompt in enumerate(result.prompts):
         tau = np.where(evidence.tried_MK, np.exp(survey.teacher_logprobs_CNK[c][evidence.rows]), 0.0)
-        pi = np.where(evidence.tried_MK, survey.student_probs_NK[evidence.rows], 0.0)
-        ahead = np.where(evidence.tried_MK, evidence.success.mean, 0.0) - scored.full.ideal.value_N[:, None]
         advantage = np.where(evidence.tried_MK, (tau - pi) * ahead, 0.0).sum(1)
-        for n, node in enumerate(survey.nodes):
-            row = {"question": result.question.id, "node": int(node), "teacher": prompt.teacher.name}
-            row |= dict(zip(DIVERGENCES, survey.divergence_CND[c, n], strict=True)) | {"tail": known(survey.tail_CN[c, n])}
-            m = place.get(n)
-            if m is not None:
-                row |= {"teacher_mass": tau[m].sum(), "advantage": known(advantage[m])}
-            rows.append(row)
-    return rows
+        columns = {
+            "question": result.question.id,
+            "node": nodes,
+            "teacher": prompt.teacher.name,
+            **dict(zip(DIVERGENCES, survey.divergence_CND[c].T, strict=True)),
+            "tail": _known(survey.tail_CN[c]),
+            "teacher_mass": _known(_spread(tau.sum(1), evidence.rows, len(nodes)), away),
+            "advantage": _known(_spread(advantage, evidence.rows, len(nodes)), away),
+        }
+        tables.append(arrow_table("teachers", len(nodes), columns))
+    return pa.concat_tables(tables)
 
 
-def _alignment_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> list[dict[str, Any]]:
+def _alignment(result: QuestionResult, scored: Scored, config: RunConfig) -> pa.Table:
     survey, evidence, full, visited = scored.survey, scored.evidence, scored.full, scored.visited
-    rows = []
+    tables = []
     for c, o, teacher, objective in _pairs(result, config):
-        captured_M = np.where(evidence.tried_MK, survey.direction_CONK[c, o, evidence.rows], 0.0) ** 2
+        whole, part = full.alignment[c][o], visited.alignment[c][o]
+        captured_M = (np.where(evidence.tried_MK, survey.direction_CONK[c, o, evidence.rows], 0.0) ** 2).sum(1)
         known_norm2_M = survey.direction_norm2_CON[c, o, evidence.rows]
-        for m, n in enumerate(evidence.rows):
-            whole, part = full.alignment[c][o], visited.alignment[c][o]
-            rows.append({
-                "question": result.question.id,
-                "node": int(survey.nodes[n]),
-                "teacher": teacher,
-                "objective": objective,
-                "weight": known(scored.weight_M[m]),
-                "alignment": known(part.cosine_N[m]),
-                "alignment_full": known(whole.cosine_N[m]),
-                "dot": known(whole.dot_N[m]),
-                "dot_se": known(whole.dot_se_N[m]),
-                "dot_visited": known(part.dot_N[m]),
-                "dot_visited_se": known(part.dot_se_N[m]),
-                "d_norm2": full.direction_norm2_COM[c, o, m],
-                "d_norm2_visited": visited.direction_norm2_COM[c, o, m],
-                "captured": captured_M[m].sum() / known_norm2_M[m] if known_norm2_M[m] > 0 else None,
-            })  # fmt: skip
-    return rows
+        unmoved = ~(known_norm2_M > 0)
+        columns = {
+            "question": result.question.id,
+            "node": survey.nodes[evidence.rows],
+            "teacher": teacher,
+            "objective": objective,
+            "weight": _known(scored.weight_M),
+            "alignment": _known(part.cosine_N),
+            "alignment_full": _known(whole.cosine_N),
+            "dot": _known(whole.dot_N),
+            "dot_se": _known(whole.dot_se_N),
+            "dot_visited": _known(part.dot_N),
+            "dot_visited_se": _known(part.dot_se_N),
+            "d_norm2": full.direction_norm2_COM[c, o],
+            "d_norm2_visited": visited.direction_norm2_COM[c, o],
+            "captured": pa.array(captured_M / np.where(unmoved, 1.0, known_norm2_M), mask=unmoved),
+        }
+        tables.append(arrow_table("alignment", len(evidence.rows), columns))
+    return pa.concat_tables(tables)
 
 
 def _pairs(result: QuestionResult, config: RunConfig) -> list[tuple[int, int, str, str]]:
@@ -317,11 +337,10 @@ def _score_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> li
     ]
 
 
-def _step_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> list[dict[str, Any]]:
+def _steps(result: QuestionResult, scored: Scored, config: RunConfig) -> pa.Table:
     """The ideal step of a question and those of its teachers and objectives; nothing where nodes were taken outright."""
     if scored.ideal is None:
-        return []
-    survey = scored.survey
+        return arrow_schema("steps").empty_table()
     steps = [("all", None, None, scored.ideal)]
     steps += [
         (tokens, teacher, objective, scored.steps[w, c, o])
@@ -329,19 +348,23 @@ def _step_rows(result: QuestionResult, scored: Scored, config: RunConfig) -> lis
         for c, o, teacher, objective in _pairs(result, config)
         if (w, c, o) in scored.steps
     ]
-    return [
-        {
-            "question": result.question.id,
-            "teacher": teacher,
-            "objective": objective,
-            "tokens": tokens,
-            "exact": survey.sketch.exact,
-            "step": step.head_L,
-            "exact_logits": survey.flat.exact,
-            "step_logits": step.logits_F,
-        }
-        for tokens, teacher, objective, step in steps
-    ]
+    columns = {
+        "question": result.question.id,
+        "teacher": [teacher for _, teacher, _, _ in steps],
+        "objective": [objective for _, _, objective, _ in steps],
+        "tokens": [tokens for tokens, _, _, _ in steps],
+        "exact": scored.survey.sketch.exact,
+        "step": ragged([step.head_L for _, _, _, step in steps], pa.float32()),
+        "exact_logits": scored.survey.flat.exact,
+        "step_logits": ragged([step.logits_F for _, _, _, step in steps], pa.float32()),
+    }
+    return arrow_table("steps", len(steps), columns)
+
+
+def _known(values: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:
+    """Numbers, missing where they are NaN or said to be missing."""
+    unknown = np.isnan(values)
+    return pa.array(values, mask=unknown if missing is None else unknown | missing)
 
 
 def known(value: float) -> float | None:

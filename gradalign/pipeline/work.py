@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import pyarrow as pa
 import torch
 
 from gradalign.pipeline.cast import Cast
@@ -17,6 +18,7 @@ from gradalign.store import RunFolder
 from gradalign.types import Question
 
 _SMALL = 20_000_000
+SPENT = ("rollouts", "targeted_rollouts", "sampled_tokens")
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,13 @@ def carry_out(task: Task, folder: RunFolder, config: RunConfig, cast: Cast, prog
     if not task.trial:
         budget = task.spending.budget
         folder.write(task.part, rows, {"amount": budget.amount, "unit": budget.unit})
-    return Done(task, rows["scores"], *spent(rows["questions"]), time.monotonic() - began, worker)
+    return Done(task, rows["scores"].to_pylist(), *spent(rows["questions"]), time.monotonic() - began, worker)
 
 
-def spent(questions: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Rollouts and tokens sampled, from rows of the table `questions`."""
-    return sum(q["rollouts"] + q["targeted_rollouts"] for q in questions), sum(q["sampled_tokens"] for q in questions)
+def spent(questions: pa.Table) -> tuple[int, int]:
+    """Rollouts and tokens sampled, from the table `questions`."""
+    base, targeted, tokens = (sum(questions[name].to_pylist()) for name in SPENT)
+    return base + targeted, tokens
 
 
 @contextmanager

@@ -6,6 +6,7 @@ r"""Numbers as models write them: separators of thousands, fractions, mixed numb
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from gradalign.questions.stated import TEXT_COMMAND, Ungradable
 
@@ -116,11 +117,12 @@ def is_number(text: str) -> bool:
     return match is not None and not match["comma"] and not match["whole"]
 
 
+@lru_cache(maxsize=1024)
 def quantity(said: str) -> Quantity:
     """The number that `said` gives: the first one of the first sentence that has any, behind its last equals sign.
 
     A reason behind the number, and a remark in parentheses, do not count. Where a symbol gets another value than what stands before, as in
-    "x = 5 or x = -5", there are several.
+    "x = 5 or x = -5", there are several. Rollouts of a question end in few different ways, so what was read is remembered.
     """
     for sentence in _SENTENCE.split(plain(said[:_LONGEST])):
         if first := _NUMBER.search(sentence):

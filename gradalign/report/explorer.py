@@ -106,8 +106,8 @@ def _packet(
 
 def _worth_showing(view: QuestionTokens, wrong_first: bool) -> list[TokenRollout]:
     """Rollouts that pass the most scored nodes first, wrong and right ones in turn."""
-    scored = view.nodes["scored"]
-    order = sorted(view.rollouts, key=lambda r: (-np.count_nonzero(scored.reindex(r.nodes)), r.number))
+    scored = view.nodes.index[view.nodes["scored"].astype(bool)].to_numpy()
+    order = sorted(view.rollouts, key=lambda r: (-np.isin(r.nodes, scored).sum(), r.number))
     wrong, right = ([r for r in order if (r.reward == 1) == kind] for kind in (False, True))
     found = []
     while wrong or right:
@@ -141,9 +141,9 @@ def _content(
 
 def _by(frame: pd.DataFrame, nodes: np.ndarray, keys: Iterable[tuple[str, ...]]) -> list[pd.DataFrame]:
     """The rows of each key, in the order of the nodes, missing where there are none."""
-    return [
-        frame.reindex(pd.MultiIndex.from_tuples([(int(node), *key) for node in nodes], names=frame.index.names)) for key in keys
-    ]
+    among = list(frame.index.names[1:])
+    found = {key: rows.droplevel(among) for key, rows in frame.groupby(level=among)}
+    return [found.get(key, frame.iloc[:0].droplevel(among)).reindex(nodes) for key in map(tuple, keys)]
 
 
 def _tried(

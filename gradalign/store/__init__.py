@@ -4,7 +4,7 @@ from gradalign.store.folder import RunFolder
 from gradalign.store.log import RunLog, session
 from gradalign.store.places import Place, place_of
 from gradalign.store.run import Run, load_run
-from gradalign.store.schema import TABLES, Column, arrow_schema
+from gradalign.store.schema import TABLES, Column, arrow_schema, arrow_table, ragged
 from gradalign.store.status import Status, status
 
 __all__ = [
@@ -16,8 +16,10 @@ __all__ = [
     "RunLog",
     "Status",
     "arrow_schema",
+    "arrow_table",
     "load_run",
     "place_of",
+    "ragged",
     "session",
     "status",
 ]

@@ -1,7 +1,11 @@
 """The tables of a run as data: column, type, unit, meaning. Writer, reader, report and docs all use this table."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 
@@ -248,6 +252,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 }
 
 
+@cache
 def arrow_schema(table: str) -> pa.Schema:
     """The Arrow schema of a table, each field carrying its unit and meaning as metadata."""
     return pa.schema(
@@ -256,3 +261,25 @@ def arrow_schema(table: str) -> pa.Schema:
             for column in TABLES[table]
         ]
     )
+
+
+def arrow_table(table: str, rows: int, columns: Mapping[str, Any]) -> pa.Table:
+    """A table from its columns, each an array or a list, or one value for all rows; a column that is not given is missing throughout.
+
+    Numbers stay arrays from end to end: a row is no object of its own.
+    """
+    schema = arrow_schema(table)
+    return pa.Table.from_arrays([_column(columns.get(field.name), field.type, rows) for field in schema], schema=schema)
+
+
+def ragged(arrays: Sequence[np.ndarray], values: pa.DataType) -> pa.Array:
+    """Arrays of any lengths as one column of lists of such values."""
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+    flat = np.concatenate(arrays) if len(arrays) else np.zeros(0)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, values))
+
+
+def _column(values: Any, kind: pa.DataType, rows: int) -> pa.Array:
+    if isinstance(values, np.ndarray | list):
+        return pa.array(values, kind)
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.repeat(pa.scalar(values, kind), rows)
