@@ -144,7 +144,7 @@ def _by(frame: pd.DataFrame, nodes: np.ndarray, keys: Iterable[tuple[str, ...]])
     among = list(frame.index.names[1:])
     found = {key: rows.droplevel(among) for key, rows in frame.groupby(level=among)}
     none = frame.iloc[:0].droplevel(among)
-    return [(found[key] if key in found else none).reindex(nodes) for key in map(tuple, keys)]  # pyright: ignore[reportOptionalMemberAccess]
+    return [found.get(key, none).reindex(nodes) for key in map(tuple, keys)]  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _tried(
