@@ -166,13 +166,13 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
             values, panel = np.array([point[what] for point in of_axis["points"]]), panels[row][column]
             panel.loglog(amounts, values, color=colour, marker=marker, base=2)
             panel.set_title(f"exponent {of_axis['exponents'][what]:.2f}", fontsize=10)
-            panel.set_xticks(amounts, [f"{amount:,}" for amount in amounts])
+            panel.set_xticks(amounts, [f"{amount:,}" if amount < 1000 else f"{amount // 1024}k" for amount in amounts])
             panel.set_ylim(values.min() / 1.5, values.max() * 1.5)
-            panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.3g}")
             if what == "seconds":
                 panel.loglog(amounts, values[-1] * amounts / amounts[-1], color="#777777", linestyle="--", base=2)
             else:
                 panel.set_xlabel(MEANT[axis])
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
             if column == 0:
                 panel.set_ylabel(f"{'time' if what == 'seconds' else 'peak memory'}, {unit}")
     with matplotlib.rc_context({"svg.hashsalt": "linear_cost"}):

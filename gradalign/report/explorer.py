@@ -106,7 +106,7 @@ def _packet(
 
 def _worth_showing(view: QuestionTokens, wrong_first: bool) -> list[TokenRollout]:
     """Rollouts that pass the most scored nodes first, wrong and right ones in turn."""
-    scored = view.nodes.index[view.nodes["scored"].astype(bool)].to_numpy()
+    scored = view.nodes.index.to_numpy()[view.nodes["scored"].to_numpy(dtype=bool)]
     order = sorted(view.rollouts, key=lambda r: (-np.isin(r.nodes, scored).sum(), r.number))
     wrong, right = ([r for r in order if (r.reward == 1) == kind] for kind in (False, True))
     found = []
@@ -143,7 +143,8 @@ def _by(frame: pd.DataFrame, nodes: np.ndarray, keys: Iterable[tuple[str, ...]])
     """The rows of each key, in the order of the nodes, missing where there are none."""
     among = list(frame.index.names[1:])
     found = {key: rows.droplevel(among) for key, rows in frame.groupby(level=among)}
-    return [found.get(key, frame.iloc[:0].droplevel(among)).reindex(nodes) for key in map(tuple, keys)]
+    none = frame.iloc[:0].droplevel(among)
+    return [found.get(key, none).reindex(nodes) for key in map(tuple, keys)]  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _tried(
