@@ -82,15 +82,17 @@ class Speed:
         return f"{statistics.median(self.per_second):,.1f} ({min(self.per_second):,.1f} to {max(self.per_second):,.1f})"
 
 
-def along_rollouts(rng: np.random.Generator, vocabulary: int, nodes: int, questions: int) -> list[tuple[int, ...]]:
-    """Prefixes of 257 to 512 tokens: prompts of 256 random tokens, and nodes along two rollouts of each question."""
-    prefixes = []
+def along_rollouts(first: int, last: int, longest: int, nodes: int = 64, questions: int = 4) -> list[tuple[int, ...]]:
+    """Prefixes of 257 to `longest` random tokens from some on: prompts of 256, and nodes along two rollouts of each question."""
+    rng, prefixes = np.random.default_rng(0), []
     for _ in range(questions):
-        prompt = rng.integers(1000, vocabulary, 256)
+        prompt = rng.integers(first, last, 256)
         for _ in range(2):
-            path = np.concatenate([prompt, rng.integers(1000, vocabulary, 255)])
-            for depth in np.sort(rng.choice(256, nodes // (2 * questions), replace=False)):
-                prefixes += [(*path[: 256 + depth].tolist(), c) for c in rng.integers(1000, vocabulary, CANDIDATES).tolist()]
+            path = np.concatenate([prompt, rng.integers(first, last, longest - 256)])
+            for depth in np.sort(rng.choice(longest - 256, nodes // (2 * questions), replace=False)):
+                prefixes += [
+                    (*path[: 256 + depth].tolist(), forced) for forced in rng.integers(first, last, CANDIDATES).tolist()
+                ]
     return prefixes
 
 
@@ -99,13 +101,13 @@ def smollm2(batch_size: int | None) -> Case:
     torch.set_num_threads(os.cpu_count() or 1)
     model = load_model(str(model_file()), LoadOptions(device="cpu")).language_model
     assert isinstance(model, CausalLanguageModel)
-    prefixes = along_rollouts(np.random.default_rng(0), 40_000, 64, 4)
+    prefixes = along_rollouts(1000, 40_000, 512)
     return Case("SmolLM2-135M, float32", model, frozenset(), prefixes, 16, 4, 1, batch_size)
 
 
 def built_in(batch_size: int | None) -> Case:
     """Nodes along the student's own rollouts, which end as they do in a run."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as runs do with models of this size
     loaded, rng = load_model("builtin:small", LoadOptions(device="cpu")), np.random.default_rng(0)
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
@@ -121,7 +123,13 @@ def built_in(batch_size: int | None) -> Case:
         for depth in range(4):
             forced = rng.integers(0, 300, CANDIDATES).tolist()
             prefixes += [(*prompt, *tokens[: 2 * depth], token) for token in forced]
-    return Case("built-in student, one thread", model, loaded.codec.stop_ids, prefixes, 48, 1, 4 if SMALL else 32, batch_size)
+    return Case("built-in student", model, loaded.codec.stop_ids, prefixes, 48, 1, 4 if SMALL else 32, batch_size)
+
+
+def built_in_long(batch_size: int | None) -> Case:
+    """The same model after as long prefixes as its window allows, of random tokens; only its length ends a rollout."""
+    case = replace(built_in(batch_size), name="built-in student, long prefixes", prefixes=along_rollouts(0, 300, 480))
+    return replace(case, stop_ids=frozenset(), max_tokens=32, theirs=case.theirs // 4)
 
 
 def random_weights(shape: str, device: str, batch_size: int | None) -> Case:
@@ -130,7 +138,7 @@ def random_weights(shape: str, device: str, batch_size: int | None) -> Case:
     with torch.device(device):
         body = Qwen3ForCausalLM(Qwen3Config(**SHAPES[shape])).to(torch.bfloat16).eval()
     model = CausalLanguageModel(body, shape, SHAPES[shape]["vocab_size"])
-    prefixes = along_rollouts(np.random.default_rng(0), 150_000, 64, 4)
+    prefixes = along_rollouts(1000, 150_000, 512)
     return Case(f"{shape}, bfloat16, {device}", model, frozenset(), prefixes, 64, 1, 8, batch_size)
 
 
@@ -192,7 +200,8 @@ def main() -> None:
     if given.shape:
         makers = [lambda: random_weights(given.shape, given.device, given.batch_size)]
     else:
-        makers = [lambda: built_in(given.batch_size), *([] if SMALL else [lambda: smollm2(given.batch_size)])]
+        kinds = (built_in,) if SMALL else (built_in, built_in_long, smollm2)
+        makers = [lambda kind=kind: kind(given.batch_size) for kind in kinds]
     table = Table(
         title=f"Targeted rollouts, {CANDIDATES} candidates a node x {ROLLOUTS}: tokens a second, median (smallest to largest)"
     )

@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gradalign.models.shared_prefixes import Rows, computed_prefixes
 
 ATTENTION = "gradalign_shared_prefixes"
+_CACHED = 1 << 18  # scores that stay in a core's cache
 _LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -43,19 +44,38 @@ def _attend(
     places, lines = rows.places(query.device) or (None, None), (-1, rows.layout.width)
     query = (query * (width**-0.5 if scaling is None else scaling)).view(count, heads, -1, width)
     scores = _to_lines(_product(query, key.mT), places[0], lines)
-    if rows.prefixes.longest:
-        prefix_keys, prefix_values = rows.prefixes.keys[layer], rows.prefixes.values[layer]
-        scores = torch.cat([_line_product(_to_lines(query, places[0], lines), prefix_keys.mT), scores], -1)
+    mask = rows.mask(sliding_window, query.device, scores.dtype)
+    if not rows.prefixes.longest:
+        return _product(_to_rows(_weights(scores, softcap, mask, value), places[1]), value).view(
+            count, 1, -1, value.shape[-1]
+        ), None
+    query = _to_lines(query, places[0], lines)
+    prefix_keys, prefix_values = rows.prefixes.keys[layer].mT, rows.prefixes.values[layer]
+    weights, reads = [], []
+    for part in _parts(scores, rows.prefixes.longest + own):
+        both = torch.cat([_line_product(query[part], prefix_keys[part]), scores[part]], -1)
+        both = _weights(both, softcap, None if mask is None else mask[part], value)
+        weights.append(both[..., -own:])
+        reads.append(_line_product(both[..., :-own], prefix_values[part]))
+    weights, read = (each[0] if len(each) == 1 else torch.cat(each) for each in (weights, reads))
+    found = _product(_to_rows(weights, places[1]), value) + _to_rows(read, places[1])
+    return found.view(count, 1, -1, value.shape[-1]), None
+
+
+def _weights(scores: Tensor, softcap: float | None, mask: Tensor | None, like: Tensor) -> Tensor:
+    """Softmax in float32 of scores, which nobody else has any more."""
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    mask = rows.mask(sliding_window, query.device, scores.dtype)
     if mask is not None:
-        scores = scores + mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    read = _product(_to_rows(weights[..., -own:], places[1]), value)
-    if rows.prefixes.longest:
-        read = read + _to_rows(_line_product(weights[..., :-own], prefix_values), places[1])
-    return read.view(count, 1, -1, value.shape[-1]), None
+        scores += mask
+    return scores.softmax(-1, dtype=torch.float32).to(like.dtype)
+
+
+def _parts(scores: Tensor, keys: int) -> list[slice]:
+    """Lines to go through together: on a CPU so many that their scores stay in its cache, elsewhere all."""
+    lines, each = len(scores), scores[0, ..., 0].numel() * keys
+    size = max(1, _CACHED // each) if scores.device.type == "cpu" else lines
+    return [slice(start, start + size) for start in range(0, lines, size)]
 
 
 def _to_lines(each: Tensor, row_C: Tensor | None, lines: tuple[int, int]) -> Tensor:
