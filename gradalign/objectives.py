@@ -62,6 +62,11 @@ class NodeSignals:
         """log tau - log pi."""
         return self.teacher_logprobs - self.student_logprobs
 
+    @cached_property
+    def difference(self) -> NV:
+        """tau - pi."""
+        return self.teacher_probs - self.student_probs
+
     def wanted(self, name: str, objective: str) -> Tensor:
         """The signal of that name, or an error that says who wants it."""
         value = getattr(self, name)
@@ -124,7 +129,7 @@ class Objective:
 class _ForwardKL(Objective):
     def direction(self, signals: NodeSignals) -> NV:
         """d = tau - pi, the same as from f = tau/pi, without the overflow of the quotient where pi is tiny."""
-        return signals.teacher_probs - signals.student_probs
+        return signals.difference
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class _Preference(Objective):
     def known_direction(self, signals: NodeSignals) -> NV:
         """beta / 2 (tau - pi): the direction where every pair is even and the prefix is as likely under teacher and student."""
         assert self.outcome is not None
-        return 0.5 * self.outcome.scale * (signals.teacher_probs - signals.student_probs)
+        return 0.5 * self.outcome.scale * signals.difference
 
 
 @dataclass(frozen=True)

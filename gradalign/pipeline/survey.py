@@ -253,6 +253,7 @@ class _Source:
     def plain(self, start: int, stop: int, size: int) -> list[dict[str, np.ndarray]]:
         """The same, `size` nodes at a time, from log-probabilities of as many nodes as go through the output layers together."""
         logprobs = [model.logprobs(states[start:stop]) for model, states in zip(self.models, self.hidden, strict=True)]
+        size = -(-(stop - start) // -(-(stop - start) // size))  # as many times, of even sizes
         return [
             self._of([array[low : low + size] for array in logprobs], slice(start + low, min(start + low + size, stop)))
             for low in range(0, stop - start, size)

@@ -117,8 +117,10 @@ def chunk_numbers(
     pi = signals[0].student_probs
     mine = _largest(_block_maxima(pi), max(TOP, ranked), pi.shape[1], lambda tokens: pi.gather(1, tokens))
     moments = [[_moments(objective, signal, mine[:, 0]) for objective in objectives] for signal in signals]
-    distances = [signal.teacher_probs - pi for signal in signals]
-    strength, distance = _by_direction(moments, ranked), _by_distance(distances, ranked)
+    distances = [signal.difference for signal in signals]
+    every = [m.expected_NV for row in moments for m in row]
+    maxima = {id(array): _block_maxima(array.abs()) for array in {id(array): array for array in (*every, *distances)}.values()}
+    strength, distance = _by_direction(moments, maxima, ranked), _by_distance(distances, maxima, ranked)
     kept = torch.cat([children, strength, distance, mine[:, :ranked]], dim=1)
     at = kept.clamp_min(0)
     divergences, ratios = zip(
@@ -174,7 +176,7 @@ def _moments(objective: Objective, signals: NodeSignals, best_N: Tensor) -> _Mom
     )
 
 
-def _by_direction(moments: list[list[_Moments]], count: int) -> Tensor:
+def _by_direction(moments: list[list[_Moments]], maxima: dict[int, Tensor], count: int) -> Tensor:
     """The tokens of the largest share of |d|, the largest over teachers and objectives: (N, count)."""
     every = [m for row in moments for m in row]
     lengths = [m.norm2_N.sqrt().clamp_min(SHORTEST)[:, None] for m in every]
@@ -182,16 +184,16 @@ def _by_direction(moments: list[list[_Moments]], count: int) -> Tensor:
     def strength(parts: list[Tensor]) -> Tensor:
         return torch.stack([part / length for part, length in zip(parts, lengths, strict=True)]).amax(0)
 
-    bound_NB = strength([_block_maxima(m.expected_NV.abs()) for m in every])
+    bound_NB = strength([maxima[id(m.expected_NV)] for m in every])
     vocabulary = every[0].expected_NV.shape[1]
     return _largest(
         bound_NB, count, vocabulary, lambda tokens: strength([m.expected_NV.gather(1, tokens).abs() for m in every])
     )
 
 
-def _by_distance(distances: list[Tensor], count: int) -> Tensor:
+def _by_distance(distances: list[Tensor], maxima: dict[int, Tensor], count: int) -> Tensor:
     """The tokens of the largest |tau - pi|, the largest over teachers: (N, count)."""
-    bound_NB = torch.stack([_block_maxima(distance.abs()) for distance in distances]).amax(0)
+    bound_NB = torch.stack([maxima[id(distance)] for distance in distances]).amax(0)
     vocabulary = distances[0].shape[1]
     return _largest(
         bound_NB, count, vocabulary, lambda tokens: torch.stack([d.gather(1, tokens).abs() for d in distances]).amax(0)
