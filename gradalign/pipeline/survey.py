@@ -126,17 +126,27 @@ def survey_states(
     stepping = Stepping(sketch, flat, hidden[0], torch.from_numpy(factor_WN * visits_N / len(request.sequences)))
     source = _Source(models, hidden, children, objectives, ranked, stepping)
     size, numbers = source.way()
-    chunks, sums = [], {"step": np.zeros(()), "shift": np.zeros(())}
+    joined, sums, done = {}, {"step": np.zeros(()), "shift": np.zeros(())}, 0
     for chunk in itertools.chain.from_iterable(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers)):
         sums = {name: total + chunk.pop(name) for name, total in sums.items()}  # as long as many nodes: not kept for each chunk
-        chunks.append(chunk)
-    joined = {name: np.concatenate([chunk[name] for chunk in chunks], axis=_NODE_AXIS.get(name, 0)) for name in chunks[0]}
+        _put(chunk, joined, done, len(nodes))
+        done += len(chunk["kept_NK"])
     step_WCOL, shift_WCOF = stepping.folded(torch.from_numpy(sums["step"]), torch.from_numpy(sums["shift"]))
     return Survey(
         nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), sketch=sketch, flat=flat, student_states=_kept_states(hidden[0]),
         device=hidden[0].device, factor_WN=factor_WN, step_WCOL=step_WCOL.numpy(), shift_WCOF=shift_WCOF.numpy(),
         **joined,
     )  # fmt: skip
+
+
+def _put(chunk: dict[str, np.ndarray], joined: dict[str, np.ndarray], start: int, nodes: int) -> None:
+    """Numbers of some nodes into arrays for all: kept apart, they would lie between the large arrays that come and go, and hold memory."""
+    for name, part in chunk.items():
+        axis = _NODE_AXIS.get(name, 0)
+        if name not in joined:
+            joined[name] = np.empty((*part.shape[:axis], nodes, *part.shape[axis + 1 :]), part.dtype)
+        part = np.moveaxis(part, axis, 0)
+        np.moveaxis(joined[name], axis, 0)[start : start + len(part)] = part
 
 
 def _present_first(models: Sequence[LanguageModel]) -> list[int]:
