@@ -12,7 +12,6 @@ nothing ends a rollout. `generate` has its cache on and eight sequences a call. 
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -22,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 from smollm2_run import model_file
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from gradalign import __version__
 from gradalign.engines import HFEngine
 from gradalign.models import CausalLanguageModel, LoadOptions, load_model
 from gradalign.seeds import seed_of
@@ -180,14 +179,6 @@ def compared(case: Case) -> tuple[Speed, Speed]:
                 torch.cuda.synchronize()
             speed.add(tokens, time.perf_counter() - began, len(chosen))
     return ours, theirs
-
-
-def machine(device: str) -> dict[str, object]:
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "cores": os.cpu_count(),
-        "python": platform.python_version(), "gradalign": __version__, "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }  # fmt: skip
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from gradalign import __version__
 from gradalign.models import LoadedModel
 from gradalign.objectives import parse_objective
 from gradalign.pipeline import Budget, Cast, Member, RunConfig, Silent
@@ -112,10 +111,9 @@ def report(name: str, title: str, columns: list[str], rows: list[list[str]], fou
     console.print(table)
     if SMALL:
         return
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "gradalign": __version__, "numpy": np.__version__}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(
-        json.dumps({"title": title, "machine": machine, **_finite(found)}, indent=1, allow_nan=False) + "\n"
+        json.dumps({"title": title, "machine": machine(), **_finite(found)}, indent=1, allow_nan=False) + "\n"
     )
 
 

@@ -7,7 +7,6 @@ padding, and a prompt's keys are read where they are. Axes:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from gradalign.models.attention import attending, only_attends, windows
+
 ATTENTION = "gradalign_packed"
 _HALF = (torch.float16, torch.bfloat16)
-_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
@@ -214,18 +214,6 @@ def _attend_blocks(
     return torch.cat(parts)[None]
 
 
-@contextmanager
-def packing(model: PreTrainedModel) -> Iterator[None]:
-    """Forward passes in this block go over a `Row`."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
 class PackedPrompt:
     """A prompt and its continuations in packed passes: the first computes both, later ones read the prompt's keys and values."""
 
@@ -251,7 +239,7 @@ class PackedPrompt:
 
     def _pass(self, row: Row, texts: Sequence[np.ndarray]) -> Float[Tensor, "N H"]:
         ids_2N = torch.from_numpy(np.stack([np.concatenate(texts), row.positions])).to(self._device)
-        with packing(self._model):
+        with attending(self._model, ATTENTION):
             output = self._model.base_model(input_ids=ids_2N[:1], position_ids=ids_2N[1:], use_cache=False, packed=row)
         self.windows = row.windows
         return output.last_hidden_state[0]
@@ -266,13 +254,13 @@ def _fed(chunk: Sequence[np.ndarray]) -> list[np.ndarray]:
 def packs(model: PreTrainedModel, device: torch.device) -> bool:
     """Are packed passes what plain ones are? Asked by trying: other layers than attention, and unusual attention, are not."""
     config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa" or not {*(getattr(config, "layer_types", None) or ())} <= _LAYERS:
+    if config._attn_implementation != "sdpa" or not only_attends(config):
         return False
     prompt, continuations = (0, 1, 2), [np.array(tokens) for tokens in ((3, 4, 5, 6, 7), (5, 1, 0, 2), (4, 6), (7, 3, 4), (1,))]
     passes = PackedPrompt(model, device, prompt)
     try:
         found = [*passes.states(continuations[:3]), *passes.states(continuations[3:])]
-        as_told = passes.windows == dict(enumerate(_windows(config)))
+        as_told = passes.windows == windows(config)
     except Exception:
         return False
     rows = [torch.tensor([[*prompt, *tokens.tolist()]], device=device) for tokens in continuations]
@@ -281,10 +269,3 @@ def packs(model: PreTrainedModel, device: torch.device) -> bool:
     )
     near = 1e-3 if plain.dtype == torch.float32 else 5e-2
     return as_told and bool((torch.cat(found) - plain).float().norm() <= near * plain.float().norm())
-
-
-def _windows(config: Any) -> list[int | None]:
-    """The window of each layer by the configuration; architectures that keep to one by their masks alone do not tell their attention."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    return [window if kind == "sliding_attention" else None for kind in kinds]

@@ -4,8 +4,6 @@ Scores against the prefix are one product for all rows of a line, as in Hydragen
 tokens are put beside them, so that nothing has to be merged afterwards. Axes are those of `shared_prefixes`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from gradalign.models.attention import attending, only_attends, windows
 from gradalign.models.shared_prefixes import Rows, computed_prefixes
 
 ATTENTION = "gradalign_shared_prefixes"
 _CACHED = 1 << 18  # scores that stay in a core's cache
-_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def _attend(
@@ -103,25 +101,13 @@ def _line_product(each: Tensor, held: Tensor) -> Tensor:
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
 
 
-@contextmanager
-def sharing(model: PreTrainedModel) -> Iterator[None]:
-    """Forward passes in this block go over `Rows`, one token each."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
 def next_states(
     model: PreTrainedModel, rows: Rows, tokens_B: Int[np.ndarray, " B"], context_window: int = 2**31
 ) -> Float[Tensor, "B H"]:
     """Feed each row its next token; hidden states after it. Rows that have ended may be past the context window, and stay at its end."""
     position_B = np.minimum(rows.begin_step(), context_window - 1)
     ids_2B = torch.from_numpy(np.stack([tokens_B, position_B])).to(rows.device)
-    with sharing(model):
+    with attending(model, ATTENTION):
         output = model.base_model(
             input_ids=ids_2B[0, :, None], position_ids=ids_2B[1, :, None], past_key_values=rows, use_cache=True, rows=rows
         )
@@ -133,7 +119,7 @@ def next_states(
 def shares_prefixes(model: PreTrainedModel, device: torch.device) -> bool:
     """Does this architecture attend as it would alone? Asked by trying: layers of other kinds, or of unusual attention, do not."""
     config = model.config.get_text_config()
-    if not {*(getattr(config, "layer_types", None) or ())} <= _LAYERS:
+    if not only_attends(config):
         return False
     prefixes, more = [(0, 1, 2, 3, 4), (0, 1, 2), (5, 6, 7)], (1, 2, 3)
     try:
@@ -144,16 +130,9 @@ def shares_prefixes(model: PreTrainedModel, device: torch.device) -> bool:
             states = next_states(model, rows, tokens)
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
-    if rows.window_of != dict(enumerate(_windows(config))):
+    if rows.window_of != windows(config):
         return False
     ids = [torch.tensor([[*prefix, *more]], device=device) for prefix in prefixes]
     alone = torch.cat([model.base_model(input_ids=each).last_hidden_state[:, -1] for each in ids])
     near = 1e-3 if states.dtype == torch.float32 else 5e-2
     return bool((states - alone).float().norm() <= near * alone.float().norm())
-
-
-def _windows(config: Any) -> list[int | None]:
-    """The window of each layer by the configuration: an architecture that keeps to one by its mask alone does not tell its attention."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    return [window if kind == "sliding_attention" else None for kind in kinds]

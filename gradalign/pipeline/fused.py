@@ -24,7 +24,7 @@ _TINY = torch.finfo(torch.float32).tiny
 _WARPS = 16
 _SUMS = (
     "student_lse", "teacher_lse", "student_entropy", "teacher_entropy", "reverse_kl", "forward_kl", "jsd", "distance2", "product",
-    "student2", "teacher2", "ratio2", "best",
+    "student2", "teacher2", "ratio2",
 )  # fmt: skip
 _SLOTS = ("reverse", "forward", "jsd")
 _MOMENTS = ("mean", "pull", "norm2", "lift2")

@@ -168,7 +168,7 @@ def numbers_kernel(
         tl.store(high + 3 * (LENGTH // GROUP), _highest(high_r, GROUP, TILE) * _LN2)
         tl.store(high + 4 * (LENGTH // GROUP), _highest(high_j, GROUP, TILE) * _LN2)
     away, forwards, self_s, self_t = tl.sum(distance2), tl.sum(forward), tl.sum(student2), tl.sum(teacher2)
-    out = sums + node * 13
+    out = sums + node * 12
     tl.store(out, lse_s * _LN2)
     tl.store(out + 1, lse_t * _LN2)
     tl.store(out + 2, -tl.sum(entropy_s) * _LN2)
@@ -181,7 +181,6 @@ def numbers_kernel(
     tl.store(out + 9, self_s)
     tl.store(out + 10, self_t)
     tl.store(out + 11, tl.sum(ratio2))
-    tl.store(out + 12, best.to(tl.float32))
     out = moments + node * 12
     one_r, one_f, one_j = tl.sum(first_r), tl.sum(first_f), tl.sum(first_j)
     tl.store(out, mean_r * _LN2)
