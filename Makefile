@@ -19,7 +19,7 @@ test: $(VENV)/.test-installed  ## the fast tests, over all cores
 	$(BIN)/python -m pytest -q -n auto --durations=10
 
 test-slow: $(VENV)/.real-installed  ## the slow tests and those on a real language model
-	$(BIN)/python -m pytest -q -m "slow or real_model" --durations=10
+	$(BIN)/python -m pytest -q -n auto -m "slow or real_model" --durations=10
 
 test-trl: $(VENV)/.trl-installed  ## exported configurations, trained with TRL
 	$(BIN)/python -m pytest -q -m integration --durations=10
