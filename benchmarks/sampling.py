@@ -97,7 +97,6 @@ def along_rollouts(first: int, last: int, longest: int, nodes: int = 64, questio
 
 def smollm2(batch_size: int | None) -> Case:
     """64 nodes in four turns. Random tokens make it babble, so nothing ends a rollout but its length."""
-    torch.set_num_threads(os.cpu_count() or 1)
     model = load_model(str(model_file()), LoadOptions(device="cpu")).language_model
     assert isinstance(model, CausalLanguageModel)
     prefixes = along_rollouts(1000, 40_000, 512)
@@ -106,7 +105,6 @@ def smollm2(batch_size: int | None) -> Case:
 
 def built_in(batch_size: int | None) -> Case:
     """Nodes along the student's own rollouts, which end as they do in a run."""
-    torch.set_num_threads(1)  # as runs do with models of this size
     loaded, rng = load_model("builtin:small", LoadOptions(device="cpu")), np.random.default_rng(0)
     model = loaded.language_model
     assert isinstance(model, CausalLanguageModel)
@@ -188,6 +186,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    torch.set_num_threads(os.cpu_count() or 1)
     if given.shape:
         makers = [lambda: random_weights(given.shape, given.device, given.batch_size)]
     else:

@@ -177,10 +177,17 @@ def test_blocks_find_the_defined_token(vocabulary, spread):
     assert (logprobs.exp().gather(1, found[:, None]) > 0).all()
 
 
+def test_rows_that_read_little_get_lines_of_their_own():
+    layout = laid_out(np.array([64]), np.repeat([10, 400], 32))
+    assert layout.width == 32
+    np.testing.assert_array_equal(layout.most(np.repeat([10, 400], 32)), [10, 400])
+    assert laid_out(np.array([64]), np.full(64, 400)).width == 64
+
+
 def test_lines_hold_every_row_once():
     rng = np.random.default_rng(0)
     for counts in ([32] * 8, [1] * 20, [200, *[1] * 56], [5], rng.integers(1, 40, 30).tolist()):
-        layout = laid_out(np.array(counts))
+        layout = laid_out(np.array(counts), np.zeros(sum(counts), dtype=np.int64))
         lines = layout.row_C.reshape(-1, layout.width)
         prefix_B = np.repeat(np.arange(len(counts)), counts)
         assert (layout.row_C[layout.place_B] == np.arange(sum(counts))).all()

@@ -15,11 +15,13 @@ from gradalign.engines.trunks import families, passes, trunks_of
 from gradalign.models.causal import CausalLanguageModel
 from gradalign.models.shared_attention import next_states
 from gradalign.models.shared_prefixes import Prefixes, Rows, computed_prefixes
+from gradalign.models.threads import cpu_threads
 from gradalign.types import Completion
 
 _CHANGE = 1.0  # steps that a change of the rows costs: with so much done for ended rows, it was worth one
 _PREFILLED = 8192  # tokens of prefixes in one forward pass
 _FIRST_ROOM = 64
+_MANY = 512  # rows whose step even a tiny model computes faster with more threads
 
 
 class Continuous:
@@ -29,13 +31,13 @@ class Continuous:
     Arrays over Q are of all rows in the order in which they begin, those over B of the rows under way: `queued_B` says which these are.
     """
 
-    def __init__(self, model: CausalLanguageModel, stop_ids: np.ndarray, rows: Sequence[Row], slots: int):
-        self.model, self.slots = model, slots
+    def __init__(self, model: CausalLanguageModel, stop_ids: np.ndarray, rows: Sequence[Row], slots: int, threads: int = 1):
+        self.model, self.slots, self.threads = model, slots, threads
         self.stops_V = np.isin(np.arange(model.vocabulary_size), stop_ids)
         trunk_of = trunks_of([row.prefix[:-1] for row in rows])
         self.trunks = [trunk for family in families({*trunk_of.values()}) for trunk in family]
         number = {trunk: i for i, trunk in enumerate(self.trunks)}
-        self.queue = sorted(rows, key=lambda row: number[trunk_of[row.prefix[:-1]]])
+        self.queue = sorted(rows, key=lambda row: (number[trunk_of[row.prefix[:-1]]], len(row.prefix)))
         self.trunk_Q = np.array([number[trunk_of[row.prefix[:-1]]] for row in self.queue])
         self.behind_Q = np.array([len(row.prefix) - 1 for row in self.queue])
         self.first_Q = np.array([row.prefix[-1] for row in self.queue])
@@ -60,8 +62,9 @@ class Continuous:
         if not live or self.idle >= _CHANGE * len(self.live_B):
             self._change(min(self.slots - live, len(self.queue) - self.begun))
         step_B = self.rows.length_B
-        states_BH = next_states(self.model.model, self.rows, self.next_B, self.model.context_window)
-        self.next_B, logprobs_B = draw(self.model, states_BH, self.seed_Q[self.queued_B], step_B)
+        with cpu_threads(self.threads if len(step_B) >= _MANY else torch.get_num_threads()):
+            states_BH = next_states(self.model.model, self.rows, self.next_B, self.model.context_window)
+            self.next_B, logprobs_B = draw(self.model, states_BH, self.seed_Q[self.queued_B], step_B)
         self._note(step_B, logprobs_B)
         stopped_B = self.stops_V[self.next_B]
         ended_B = self.live_B & (stopped_B | (step_B + 1 >= self.limit_Q[self.queued_B]))
@@ -69,12 +72,12 @@ class Continuous:
         return [self._completion(row, int(step_B[row]) + 1, bool(stopped_B[row])) for row in np.flatnonzero(ended_B).tolist()]
 
     def _change(self, coming: int) -> None:
-        """Rows that have ended give way to so many that wait; those of one trunk lie together."""
+        """Rows that have ended give way to so many that wait; those of one trunk lie together, by how much of it they read."""
         stay = np.flatnonzero(self.live_B)
         queued_B = np.append(self.queued_B[stay], np.arange(self.begun, self.begun + coming))
         row_B = np.append(stay, np.full(coming, -1))
         self.begun, self.idle = self.begun + coming, 0
-        order = np.argsort(self.trunk_Q[queued_B], kind="stable")
+        order = np.lexsort((self.behind_Q[queued_B], self.trunk_Q[queued_B]))
         queued_B, row_B = queued_B[order], row_B[order]
         trunk_B, begins_B = self.trunk_Q[queued_B], row_B < 0
         computed = self._computed(np.setdiff1d(trunk_B, self.rows.prefixes.name_P))

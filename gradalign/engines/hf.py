@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from gradalign.engines.continuous import Continuous
 from gradalign.engines.padded import Padded
@@ -19,7 +20,10 @@ _TINY = 4_000_000  # parameters, below which a step over a few hundred rows is m
 
 
 class HFEngine:
-    """The Engine over a `CausalLanguageModel`; `batch_size` completions at most are under way at once (None: what suits its size)."""
+    """The Engine over a `CausalLanguageModel`; `batch_size` completions at most are under way at once (None: what suits its size).
+
+    Steps over many rows are computed with as many CPU threads as torch had when the engine was made, whatever it has later.
+    """
 
     kind = "hf"
 
@@ -27,6 +31,7 @@ class HFEngine:
         self.model = model
         self.stop_ids = np.array(sorted(stop_ids))
         self.batches = Batches(suited_batch(model) if batch_size is None else batch_size, "sampling")
+        self.threads = torch.get_num_threads()
 
     @cached_property
     def shares(self) -> bool:
@@ -47,7 +52,7 @@ class HFEngine:
         """Nothing is held between calls but the model's weights, which forward passes need too."""
 
     def _stream(self, rows: list[Row], size: int) -> Iterator[tuple[Row, Completion]]:
-        return Continuous(self.model, self.stop_ids, rows, size).run()
+        return Continuous(self.model, self.stop_ids, rows, size, self.threads).run()
 
 
 def suited_batch(model: CausalLanguageModel) -> int:

@@ -41,7 +41,7 @@ def sample_tokens(logprobs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " 
 
 def defined_token(logprobs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     """The definition of `sample_tokens`, for vocabularies over which one sum costs little."""
-    reached_BV = logprobs_BV.double().exp().cumsum(-1)
+    reached_BV = logprobs_BV.exp().cumsum(-1, dtype=torch.float64)
     return _interval(reached_BV, uniform_B.double()[:, None] * reached_BV[:, -1:])[:, 0]
 
 

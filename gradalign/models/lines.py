@@ -24,17 +24,26 @@ class Layout:
         """Are the lines the rows as they lie?"""
         return len(self.row_C) == len(self.place_B)
 
+    def most(self, each_B: Int[np.ndarray, " B"]) -> Int[np.ndarray, " P"]:
+        """The largest number of a line's rows."""
+        most_P = np.zeros(len(self.prefix_P), dtype=np.int64)
+        np.maximum.at(most_P, self.place_B // self.width, each_B)
+        return most_P
 
-def laid_out(count_N: Int[np.ndarray, " N"]) -> Layout:
-    """Lines for rows that lie together by prefix, `count_N` of each.
 
-    A prefix with many rows is given several lines, each with a copy of its keys, lest every other line be padded to as many. The width
-    weighs such copies against idle places.
+def laid_out(count_N: Int[np.ndarray, " N"], keys_B: Int[np.ndarray, " B"]) -> Layout:
+    """Lines for rows that lie together by prefix, `count_N` of each, that read `keys_B` of its keys.
+
+    A prefix with many rows is given several lines, each with a copy of its keys, lest every other line be padded to as many, or rows that
+    read few keys pay for those that read many. The width weighs such copies against idle places and keys that nobody reads.
     """
-    widths_W = np.unique(np.append(count_N, 2 ** np.arange(int(count_N.max()).bit_length())))
-    lines_NW = -(-count_N[:, None] // widths_W)
-    best = int(np.argmin(lines_NW.sum(0) * (widths_W + _PREFIX)))
-    width, lines_N = int(widths_W[best]), lines_NW[:, best]
+    widths = np.unique(np.append(count_N, 2 ** np.arange(int(count_N.max()).bit_length()))).tolist()
+    layouts = [_of_width(width, count_N) for width in widths]
+    return min(layouts, key=lambda layout: (layout.width + _PREFIX) * int(layout.most(keys_B + 1).sum()))
+
+
+def _of_width(width: int, count_N: Int[np.ndarray, " N"]) -> Layout:
+    lines_N = -(-count_N // width)
     first_N, before_N = (np.cumsum(of) - of for of in (lines_N, count_N))
     rows = np.arange(count_N.sum())
     place_B = np.repeat(first_N * width - before_N, count_N) + rows

@@ -4,6 +4,7 @@ Scores against the prefix are one product for all rows of a line, as in Hydragen
 tokens are put beside them, so that nothing has to be merged afterwards. Axes are those of `shared_prefixes`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,13 @@ def _attend(
     query = _to_lines(query, places[0], lines)
     prefix_keys, prefix_values = rows.prefixes.keys[layer].mT, rows.prefixes.values[layer]
     weights, reads = [], []
-    for part in _parts(scores, rows.prefixes.longest + own):
-        both = torch.cat([_line_product(query[part], prefix_keys[part]), scores[part]], -1)
-        both = _weights(both, softcap, None if mask is None else mask[part], value)
-        weights.append(both[..., -own:])
-        reads.append(_line_product(both[..., :-own], prefix_values[part]))
+    for part, keys in _parts(rows, scores):
+        both = scores.new_empty(*scores[part].shape[:-1], keys + own)
+        _line_product(query[part], prefix_keys[part][..., :keys], both[..., :keys])
+        both[..., keys:] = scores[part]
+        both = _weights(both, softcap, None if mask is None else _shown(mask[part], keys, own), value)
+        weights.append(both[..., keys:])
+        reads.append(_line_product(both[..., :keys], prefix_values[part][:, :, :keys]))
     weights, read = (each[0] if len(each) == 1 else torch.cat(each) for each in (weights, reads))
     found = _product(_to_rows(weights, places[1]), value) + _to_rows(read, places[1])
     return found.view(count, 1, -1, value.shape[-1]), None
@@ -69,11 +72,20 @@ def _weights(scores: Tensor, softcap: float | None, mask: Tensor | None, like: T
     return scores.softmax(-1, dtype=torch.float32).to(like.dtype)
 
 
-def _parts(scores: Tensor, keys: int) -> list[slice]:
-    """Lines to go through together: on a CPU so many that their scores stay in its cache, elsewhere all."""
-    lines, each = len(scores), scores[0, ..., 0].numel() * keys
+def _shown(mask: Tensor, keys: int, own: int) -> Tensor:
+    """A mask over a whole prefix and own tokens, as one over the prefix's first keys and own tokens."""
+    return mask if mask.shape[-1] == keys + own else torch.cat([mask[..., :keys], mask[..., -own:]], -1)
+
+
+def _parts(rows: Rows, scores: Tensor) -> Iterator[tuple[slice, int]]:
+    """Lines to go through together, and how many keys of their prefixes they read: on a CPU so many that their scores stay in its cache,
+    elsewhere all.
+    """
+    lines, each = len(scores), scores[0, ..., 0].numel() * (rows.prefixes.longest + scores.shape[-1])
     size = max(1, _CACHED // each) if scores.device.type == "cpu" else lines
-    return [slice(start, start + size) for start in range(0, lines, size)]
+    for start in range(0, lines, size):
+        part = slice(start, start + size)
+        yield part, int(rows.read_P[part].max())
 
 
 def _to_lines(each: Tensor, row_C: Tensor | None, lines: tuple[int, int]) -> Tensor:
@@ -92,10 +104,13 @@ def _product(each: Tensor, held: Tensor) -> Tensor:
     return torch.bmm(each.flatten(0, 1), held.flatten(0, 1)).view(*each.shape[:-1], -1)
 
 
-def _line_product(each: Tensor, held: Tensor) -> Tensor:
-    """(P, heads, R, groups, x) times (P, heads, x, y), the same for all rows of a line."""
+def _line_product(each: Tensor, held: Tensor, into: Tensor | None = None) -> Tensor:
+    """(P, heads, R, groups, x) times (P, heads, x, y), the same for all rows of a line; written into a larger tensor's part, if given."""
     lines, heads, rows, groups, width = each.shape
-    return torch.bmm(each.reshape(lines * heads, rows * groups, width), held.flatten(0, 1)).view(lines, heads, rows, groups, -1)
+    into = None if into is None else into.flatten(2, 3).flatten(0, 1)
+    return torch.bmm(each.reshape(lines * heads, rows * groups, width), held.flatten(0, 1), out=into).view(
+        lines, heads, rows, groups, -1
+    )
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)

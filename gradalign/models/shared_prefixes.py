@@ -79,6 +79,7 @@ class Rows(Cache):
         self.prefixes = no_prefixes()
         self.start_B = self.behind_B = np.zeros(0, dtype=np.int64)
         self.layout = Layout(1, self.start_B, self.start_B, self.start_B)
+        self.read_P = self.start_B  # of each line's prefix, how much some row of it goes on from
         self.window_of: dict[int, int | None] = {}
         self._until_change: dict[Any, Any] = {}
         self._this_step: dict[Any, Any] = {}
@@ -100,7 +101,9 @@ class Rows(Cache):
         """
         names, first_N, count_N = np.unique(name_B, return_index=True, return_counts=True)
         as_they_lie = np.argsort(first_N)
-        self.layout = laid_out(count_N[as_they_lie])
+        by_parts = self.device.type == "cpu"  # elsewhere all lines are gone through at once, and cost as much as the longest
+        self.layout = laid_out(count_N[as_they_lie], behind_B if by_parts else np.zeros_like(behind_B))
+        self.read_P = self.layout.most(behind_B)
         self.prefixes = _taken([self.prefixes, *computed], names[as_they_lie][self.layout.prefix_P])
         self._take_own(row_B)
         self.behind_B = behind_B

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import torch
 
+from gradalign.models.threads import cpu_threads
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.group import Spending, score_group
@@ -131,13 +132,6 @@ def spent(questions: pa.Table) -> tuple[int, int]:
     return base + targeted, tokens
 
 
-@contextmanager
-def fitting_threads(cast: Cast) -> Iterator[None]:
+def fitting_threads(cast: Cast) -> AbstractContextManager[None]:
     """One CPU thread while every model is small: their matrices gain nothing from more, and threads that wait for each other lose much."""
-    before = torch.get_num_threads()
-    if cast.parameters < _SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return cpu_threads(1 if cast.parameters < _SMALL else torch.get_num_threads())
