@@ -10,7 +10,7 @@ CASES ?= 100000
 SEED ?= 0
 WHEEL_PLACE := $(or $(TMPDIR),/tmp)/gradalign-wheel
 
-.PHONY: demo test test-slow test-trl test-vllm test-scale test-browser fuzz hashes audit notebooks docs check bench wheel clean
+.PHONY: demo test test-slow test-trl test-vllm test-scale test-browser fuzz hashes audit notebooks docs check bench studies wheel clean
 
 demo: $(VENV)/.installed  ## score the built-in student and print the ranking
 	$(BIN)/gradalign score
@@ -54,9 +54,11 @@ check: $(VENV)/.test-installed  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed $(VENV)/.real-installed  ## the benchmarks' tables; SMALL=1 for the size that CI runs
+bench: $(VENV)/.real-installed  ## the benchmarks of speed, side by side with what people do today, in one table; SMALL=1 for the size that CI runs
+	SMALL=$(SMALL) $(BIN)/python benchmarks/bench.py
+
+studies: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed $(VENV)/.real-installed  ## the benchmarks of statistics and scale, a table each; SMALL=1 for the size that CI runs
 	SMALL=$(SMALL) $(BIN)/python benchmarks/memory.py
-	SMALL=$(SMALL) $(BIN)/python benchmarks/sampling.py
 	SMALL=$(SMALL) $(BIN)/python benchmarks/builtin_students.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
 	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/efficiency.py

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from gradalign_cli.main import app
+from side_by_side import Comparison, tell
 from transformers import PreTrainedModel
 from trials import SMALL, report
 
@@ -165,6 +166,14 @@ def main() -> int:
     ]
     title = f"gradalign {' '.join(ARGUMENTS)}: {share:.0%} of scoring in forward passes"
     report("demo_profile", title, ["", "seconds", "of scoring"], rows, {"share": share, "runs": runs, "start_up": starts})
+    scoring, forward = ([run[what] for run in runs] for what in ("scoring", "forward"))
+    tell(
+        [
+            Comparison("the default run, scoring", "s", scoring, "forward passes in it", forward, 1 / SHARE),
+            Comparison("import gradalign", "s", starts["import gradalign"], bar=IMPORT),
+            Comparison("gradalign --help", "s", starts["gradalign --help"], bar=HELP),
+        ]
+    )
     late = [name for name, most in (("import gradalign", IMPORT), ("gradalign --help", HELP)) if np.median(starts[name]) > most]
     beyond = late + ([f"forward passes take {share:.0%}, not {SHARE:.0%}"] if share < SHARE else [])
     print("\n".join(f"beyond its limit: {what}" for what in beyond))

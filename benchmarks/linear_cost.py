@@ -28,6 +28,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from side_by_side import Comparison, tell
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trials import SMALL, report
 
@@ -179,6 +180,18 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
         figure.savefig(PICTURE, metadata={"Date": None, "Creator": None})
 
 
+def comparisons(axis: str, of_axis: dict[str, Any]) -> list[Comparison]:
+    """The exponents for `bench.py`."""
+    first, last = (of_axis["points"][i]["amount"] for i in (0, -1))
+    what = f"{{}} against {MEANT[axis]}, {first:,} to {last:,}"
+    exponents = of_axis["exponents"]
+    memory = MEMORY if axis == "questions" else None
+    return [
+        Comparison(what.format("time"), "exponent", [exponents["seconds"]], bar=TIME),
+        Comparison(what.format("memory"), "exponent", [exponents["peak_mib"]], bar=memory),
+    ]
+
+
 def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for axis, points in all_points().items():
@@ -196,6 +209,7 @@ def main() -> None:
     ]
     columns = ["", "seconds", "exponent", "peak MiB", "exponent"]
     report("linear_cost", "Cost of scoring as its input grows, each point twice the one before", columns, rows, found)
+    tell([comparison for axis, of_axis in found.items() for comparison in comparisons(axis, of_axis)])
     if SMALL:
         return
     draw(found)

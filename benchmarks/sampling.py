@@ -24,6 +24,7 @@ import transformers
 from machine import machine
 from rich.console import Console
 from rich.table import Table
+from side_by_side import Comparison, tell
 from smollm2_run import model_file
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
@@ -55,6 +56,7 @@ class Case:
     parts: int
     theirs: int
     batch_size: int | None
+    bar: float | None = None
 
     def turns(self) -> Iterator[list[CompletionRequest]]:
         """The requests of each turn; with one part it is the same several times."""
@@ -100,7 +102,7 @@ def smollm2(batch_size: int | None) -> Case:
     model = load_model(str(model_file()), LoadOptions(device="cpu")).language_model
     assert isinstance(model, CausalLanguageModel)
     prefixes = along_rollouts(1000, 40_000, 512)
-    return Case("SmolLM2-135M, float32", model, frozenset(), prefixes, 16, 4, 1, batch_size)
+    return Case("SmolLM2-135M, float32", model, frozenset(), prefixes, 16, 4, 1, batch_size, 4.0)
 
 
 def built_in(batch_size: int | None) -> Case:
@@ -126,7 +128,7 @@ def built_in(batch_size: int | None) -> Case:
 def built_in_long(batch_size: int | None) -> Case:
     """The same model after as long prefixes as its window allows, of random tokens; only its length ends a rollout."""
     case = replace(built_in(batch_size), name="built-in student, long prefixes", prefixes=along_rollouts(0, 300, 480))
-    return replace(case, stop_ids=frozenset(), max_tokens=32, theirs=case.theirs // 4)
+    return replace(case, stop_ids=frozenset(), max_tokens=32, theirs=case.theirs // 4, bar=20.0)
 
 
 def random_weights(shape: str, device: str, batch_size: int | None) -> Case:
@@ -197,15 +199,19 @@ def main() -> None:
     )
     for column in ("model", "candidates", "hf", "candidates", "generate", "ratio"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
-    stored = []
+    stored, found = [], []
     for make in makers:
         case = make()
         ours, theirs = compared(case)
         ratio = statistics.median(ours.per_second) / statistics.median(theirs.per_second)
         table.add_row(case.name, str(ours.candidates), str(ours), str(theirs.candidates), str(theirs), f"{ratio:.1f}")
+        what = f"targeted rollouts, {case.name}"
+        baseline = "generate, a call a candidate"
+        found.append(Comparison(what, "tokens/s", ours.per_second, baseline, theirs.per_second, case.bar, more=True))
         told = {"prefixes": [min(map(len, case.prefixes)), max(map(len, case.prefixes))], "max_tokens": case.max_tokens}
         stored.append({"model": case.name, **told, "hf": asdict(ours), "generate": asdict(theirs), "ratio": ratio})
     Console(width=150).print(table)
+    tell(found)
     if not SMALL:
         name = "sampling.json" if given.device == "cpu" else f"sampling_{given.device}.json"
         RESULTS.mkdir(exist_ok=True)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from side_by_side import Comparison, tell
 from synthetic import write_run
 from trials import SMALL, report
 
@@ -246,6 +247,23 @@ def beyond(trees: dict[str, dict[str, Any]], disk: dict[str, Any]) -> list[str]:
     ]
 
 
+def comparisons(trees: dict[str, Any], against: dict[str, Any], disk: dict[str, Any]) -> list[Comparison]:
+    """The rows for `bench.py`."""
+    found = []
+    for kind, tree in trees.items():
+        what = f"prefix tree of {tree['rollouts']:,} {kind} rollouts"
+        found.append(Comparison(what, "s", tree["seconds"], bar=LONGEST))
+        found.append(Comparison(what, "MiB", [tree["peak_mib"]], bar=MOST_MIB))
+    for name, times in against["shared"].items():
+        what = f"prefix tree of {times['rollouts']:,} shared rollouts"
+        found.append(Comparison(what, "s", times["ours"], name, times["plainer"]))
+    for way in ("write", "read"):
+        found.append(
+            Comparison(f"{way} the rows of a part", "s", disk[way]["ours"], "pyarrow alone", disk[way]["pyarrow"], MOST_RATIO)
+        )
+    return found
+
+
 def main() -> None:
     trees = {kind: _apart(whole_tree, kind) for kind in KINDS}
     against = {kind: _apart(tree_against, kind) for kind in KINDS}
@@ -255,6 +273,7 @@ def main() -> None:
     title = f"Trees, and parts of {sizes['arrow']:.0f} MB in memory: {sizes['ours']:.1f} MB on disk, {sizes['pyarrow']:.1f} MB by pyarrow"
     columns = ["", "rollouts", "nodes", "seconds", "the other's", "ratio", "peak MiB"]
     report("trees_and_rows", title, columns, rows, {"trees": trees, "against": against, "rows": disk})
+    tell(comparisons(trees, against, disk))
     broken = beyond(trees, disk)
     if broken and not SMALL:
         sys.exit(f"beyond its limit: {', '.join(broken)}")

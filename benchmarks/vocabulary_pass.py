@@ -2,7 +2,7 @@
 
     python benchmarks/vocabulary_pass.py                                     # SmolLM2-135M's shape, on the CPU
     python benchmarks/vocabulary_pass.py --shape qwen3-0.6b --device cuda    # Qwen3-0.6B's, on a GPU
-    SMALL=1 python benchmarks/vocabulary_pass.py                             # fewer tokens; keeps nothing
+    SMALL=1 python benchmarks/vocabulary_pass.py                             # fewer tokens and layers; keeps nothing
 
 Models have random weights in the shape of real ones, student and teachers their own each. Measured side by side, one after the other,
 several times over; given are medians, and the least and largest.
@@ -31,6 +31,7 @@ import torch
 from machine import machine
 from rich.console import Console
 from rich.table import Table
+from side_by_side import Comparison, tell
 from torch import Tensor
 from transformers import AutoModelForCausalLM as Auto
 from transformers import LlamaConfig, PreTrainedModel, Qwen3Config
@@ -56,6 +57,9 @@ CASES = {
     "1 teacher, 2 objectives": (1, ("reverse_kl", "forward_kl")),
     "2 teachers, 4 objectives": (2, ("reverse_kl", "forward_kl", "jsd:0.5", "sampled_kl")),
 }
+if SMALL:  # a few layers say whether it runs
+    for config in SHAPES.values():
+        config.num_hidden_layers = 2
 JSD = ("jsd:0.5",)
 AT_ONCE = {"cpu": 4, "cuda": 32}  # rollouts in a forward pass
 PROMPT = tuple(range(3, 35))
@@ -129,7 +133,7 @@ def side_by_side(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: in
     turns = [(timed(ours, device), timed(theirs, device)) for _ in range(repeats)]
     ratios = [mine / other for mine, other in turns]
     columns = {"seconds": [mine for mine, _ in turns], "baseline_seconds": [other for _, other in turns], "ratio": ratios}
-    return {name: {"median": statistics.median(v), "least": min(v), "most": max(v)} for name, v in columns.items()}
+    return {name: {"median": statistics.median(v), "least": min(v), "most": max(v), "turns": v} for name, v in columns.items()}
 
 
 def survey_rows(shape: str, device: str, tokens: int, repeats: int) -> list[dict[str, Any]]:
@@ -219,12 +223,29 @@ def table_of(rows: list[dict[str, Any]], title: str) -> Table:
     return table
 
 
+def comparisons(rows: list[dict[str, Any]], shape: str) -> list[Comparison]:
+    """The rows for `bench.py`."""
+    found = []
+    for row in rows:
+        surveys = "bare" in row["what"]
+        what = (
+            f"{'vocabulary pass' if surveys else 'numbers from hidden states'}, {shape}, {row['case']}, T = {row['tokens']:,}"
+        )
+        against = "bare forward passes" if surveys else "whole arrays"
+        found.append(Comparison(what, "s", row["seconds"]["turns"], against, row["baseline_seconds"]["turns"], row["bar"]))
+        if "peak_mib" in row:
+            found.append(Comparison(what, "MiB", [row["peak_mib"]], against, [row["baseline_peak_mib"]], 0.2))
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--tokens", type=int, help="tokens of a question's rollouts; 4,096, on a GPU 32,768 (64 rollouts of 512)"
+        "--tokens",
+        type=int,
+        help="tokens of a question's rollouts; 2,048 (whole arrays 4,096), on a GPU 32,768 (64 rollouts of 512)",
     )
     parser.add_argument("--repeats", type=int, default=1 if SMALL else 3)
     parser.add_argument("--peak", choices=("ours", "theirs"), help="print the rise of peak memory in MiB, and nothing else")
@@ -233,11 +254,12 @@ def main() -> int:
     if chosen.peak:
         print(peak(chosen.shape, chosen.device, chosen.tokens, chosen.peak))
         return 0
-    tokens = chosen.tokens or (256 if SMALL else 32_768 if chosen.device == "cuda" else 4096)
+    tokens = chosen.tokens or (256 if SMALL else 32_768 if chosen.device == "cuda" else 2048)
     rows = [
         *survey_rows(chosen.shape, chosen.device, tokens, chosen.repeats),
-        whole_array_row(chosen.shape, chosen.device, min(tokens, 4096), chosen.repeats),
+        whole_array_row(chosen.shape, chosen.device, chosen.tokens or (256 if SMALL else 4096), chosen.repeats),
     ]
+    tell(comparisons(rows, chosen.shape))
     Console(width=170).print(table_of(rows, f"{chosen.shape}, {chosen.device}"))
     out = chosen.out or (None if SMALL else RESULT)
     if out is not None:
