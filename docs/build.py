@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import typer
@@ -13,6 +14,7 @@ from gradalign.store import TABLES
 
 HERE = Path(__file__).parent
 STORED = HERE.parent / "benchmarks" / "smollm2"
+RESULTS = HERE.parent / "benchmarks" / "results"
 
 
 def schema_page() -> str:
@@ -86,6 +88,57 @@ def smollm2_page() -> str:
     return "\n".join(parts)
 
 
+def speed_page() -> str:
+    """Ours against what people do today, as `benchmarks/bench.py` stored it, and on a GPU the pass over the vocabulary."""
+    stored, cuda = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("bench", "vocabulary_pass_cuda")
+    )
+    rows = []
+    for row in stored["rows"]:
+        bar = "" if row["bar"] is None else f"{'≥' if row['more'] else '≤'} {row['bar']:g}"
+        kept = "" if row["kept"] is None else "yes" if row["kept"] else "**no**"
+        found = (row["what"], row["unit"], _spread(row["ours"]), row["against"], _spread(row["theirs"]), _spread(row["ratios"]))
+        rows.append((*found, bar, kept))
+    parts = [
+        "# How fast it is\n",
+        "Made from `benchmarks/results/` by `python docs/build.py`; `make bench` measures anew. Each row is ours against a baseline in "
+        "the same run, in turns: medians, in brackets the smallest and the largest. The ratio is ours over the baseline's; the bar is what "
+        "we aim at, for the ratio or, where there is no baseline, for ours, and a bar that is not kept says so.\n",
+        f"On {_machine(stored['machine'])}:\n",
+        _table(("", "unit", "ours", "against", "its", "ratio", "bar", "kept"), rows),
+        "Forward passes of the built-in student, of 0.15 million parameters, are so short that half of the default run is text, numbers "
+        "and files; with SmolLM2-135M next to nothing is. Exponents are those of time and of peak memory as the input grows "
+        "([how it grows](cost.md)).\n",
+        f"The pass over the vocabulary on {_machine(cuda['machine'])}, random weights in the shape of Qwen3-0.6B:\n",
+        _table(
+            ("", "case", "tokens", "seconds", "baseline's", "ratio", "bar", "memory ratio"),
+            [
+                (row["what"], row["case"], f"{row['tokens']:,}", _three(row["seconds"]["median"]),
+                 _three(row["baseline_seconds"]["median"]), _three(row["ratio"]["median"]), f"≤ {row['bar']:g}",
+                 _three(row["memory_ratio"]) if "memory_ratio" in row else "")
+                for row in cuda["rows"]
+            ],
+        ),
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _machine(told: dict[str, Any]) -> str:
+    gpu = f"one {told['gpu']}, " if "gpu" in told else ""
+    return f"{gpu}{told['cores']} cores of an {told['processor']}, torch {told['torch']}, transformers {told['transformers']}"
+
+
+def _spread(values: list[float]) -> str:
+    """Median, and the smallest and largest where there are several."""
+    if not values:
+        return ""
+    return _three(median(values)) + (f" ({_three(min(values))} to {_three(max(values))})" if len(values) > 1 else "")
+
+
+def _three(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -108,7 +161,7 @@ def _interval(row: dict[str, Any], name: str, shown: Any) -> str:
     return "" if low is None else f"[{shown(low)}, {shown(high)}]"
 
 
-PAGES = {"schema.md": schema_page, "commands.md": commands_page, "smollm2.md": smollm2_page}
+PAGES = {"schema.md": schema_page, "commands.md": commands_page, "smollm2.md": smollm2_page, "speed.md": speed_page}
 
 
 def main() -> int:

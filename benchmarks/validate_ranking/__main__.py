@@ -1,0 +1,158 @@
+"""Does the ranking predict training? Scores of configurations before training against what training by them does to held-out questions.
+
+    python benchmarks/validate_ranking                       # everything; goes on where it was stopped
+    python benchmarks/validate_ranking --only arithmetic-small
+    SMALL=1 python benchmarks/validate_ranking               # the size that CI runs: few configurations and steps; keeps nothing
+
+Every setting (a question set and a student) is scored once, on training questions; then the student is trained on the same questions by
+each configuration, with several seeds and two rates of Adam, and examined after 1, 5, 20 and 100 steps on held-out questions. Kept under
+benchmarks/results/validation: `predictions.parquet`, a row a setting and configuration, and `training.parquet`, a row an examination.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from prediction import predictions, score
+from rich.progress import track
+from settings import HORIZONS, PLACE, SEEDS, Setting, all_settings, configurations
+from training import Exam, Trainee, lessons_of, load, train
+
+from gradalign.configurations import Configuration
+from gradalign.contexts import parse_teacher
+from gradalign.models import CausalLanguageModel, LoadedModel
+from gradalign.store import load_run
+
+SMALL = os.environ.get("SMALL") == "1"
+KEPT = PLACE.parent / "results" / "validation"
+RATES = (
+    1e-4,
+    4e-4,
+)  # of Adam, chosen once: after one step of the larger a good teacher's student gains about 6 points, of the smaller 2
+ANSWERS = 32  # to each held-out question
+KEYS = ["questions", "student", "configuration", "seed", "rate"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    setting: Setting
+    configuration: str
+    seed: int
+    rate: float
+    folder: str
+    horizons: tuple[int, ...] = HORIZONS
+    answers: int = ANSWERS
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.setting.questions, self.setting.student, self.configuration, self.seed, self.rate
+
+
+def carry_out(job: Job) -> list[dict[str, Any]]:
+    """Train, and examine at each horizon: a row each, with the change of success and its standard error over questions.
+
+    Every seed of training has an exam of its own, so that what the exam adds to the error is averaged over seeds as well.
+    """
+    torch.set_num_threads(1)
+    student, run, how = _loaded(job.setting.student), load_run(job.folder), _configuration(job.configuration)
+    teacher = student if _external(how) is None else _loaded(str(_external(how)))
+    assert isinstance(teacher.language_model, CausalLanguageModel)
+    exam, before, rows = *_exam(job.setting, job.answers, job.seed), []
+    trainee = Trainee(student)
+    lessons = lessons_of(run, how, student)
+    for done in train(trainee, teacher.language_model.model, lessons, how, job.rate, job.horizons[-1], job.seed):
+        if done in job.horizons:
+            right = exam.right(trainee)
+            change = (right - before) / job.answers
+            rows.append(
+                dict(zip(KEYS, job.key, strict=True))
+                | {"steps": done, "before": before.mean() / job.answers, "after": right.mean() / job.answers}
+                | {"change": change.mean(), "change_se": change.std(ddof=1) / np.sqrt(len(change))}
+                | {"answers": job.answers, "right_before": before.astype(np.int16), "right": right.astype(np.int16)}
+            )
+    return rows
+
+
+def _configuration(name: str) -> Configuration:
+    return next(configuration for configuration in configurations() if configuration.name == name)
+
+
+def _external(how: Configuration) -> str | None:
+    """The built-in model that teaches; None where it is the student as it was."""
+    name = None if how.teacher is None else parse_teacher(how.teacher).model
+    return None if name is None else name.removeprefix("builtin:")
+
+
+@lru_cache
+def _loaded(name: str) -> LoadedModel:
+    return load(name)
+
+
+@lru_cache
+def _exam(setting: Setting, answers: int, number: int) -> tuple[Exam, np.ndarray]:
+    """An exam, and how the student does in it before it is trained."""
+    student = _loaded(setting.student)
+    exam = Exam(setting.questions, student, answers, number)
+    return exam, exam.right(Trainee(student))
+
+
+def trained(jobs: list[Job], workers: int) -> Iterator[list[dict[str, Any]]]:
+    """Rows of training runs as they end."""
+    with ProcessPoolExecutor(workers) as pool:
+        pending = [pool.submit(carry_out, job) for job in jobs]
+        for done in track(as_completed(pending), "training", total=len(jobs)):
+            yield done.result()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="one setting, as arithmetic-small")
+    parser.add_argument("--work", type=Path, default=Path("runs/validation"), help="where the scored runs go")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    work, kept = options.work.resolve(), KEPT
+    if SMALL:
+        work = kept = Path(tempfile.mkdtemp())
+    os.chdir(PLACE)  # templates are named from here
+    kept.mkdir(parents=True, exist_ok=True)
+    for setting in all_settings():
+        if options.only not in (None, setting.folder):
+            continue
+        run = score(setting, work)
+        _add(kept / "predictions.parquet", predictions(setting, run).to_dict("records"), KEYS[:3])
+        jobs = [
+            Job(setting, how.name, seed, rate, str(run.path)) for seed in SEEDS for rate in RATES for how in configurations()
+        ]
+        held = _held(kept / "training.parquet")
+        for rows in trained([job for job in jobs if job.key not in held], options.workers):
+            _add(kept / "training.parquet", rows, [*KEYS, "steps"])
+
+
+def _held(path: Path) -> set[tuple[Any, ...]]:
+    """Keys of the training runs that were done before."""
+    return set(pd.read_parquet(path, columns=KEYS).itertuples(index=False, name=None)) if path.exists() else set()
+
+
+def _add(path: Path, rows: list[dict[str, Any]], keys: list[str]) -> None:
+    """Put rows into a file, in place of those of the same keys; the file is whole at any time."""
+    frame = pd.DataFrame(rows)
+    if path.exists():
+        frame = pd.concat([pd.read_parquet(path), frame])
+    frame = frame.drop_duplicates(keys, keep="last").sort_values(keys, ignore_index=True)
+    frame.to_parquet(path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+if __name__ == "__main__":
+    main()
