@@ -8,6 +8,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SMALL ?= 0
 CASES ?= 100000
 SEED ?= 0
+STUDIES := memory builtin_students estimators efficiency deciding few_rollouts paced null_paths reading crashes long_runs driver_limit \
+	ray_scaling topk_teacher grading cross_tokenizer smollm2_run
+WITH_ALL_THREADS := memory builtin_students reading grading smollm2_run
 WHEEL_PLACE := $(or $(TMPDIR),/tmp)/gradalign-wheel
 
 .PHONY: demo test test-slow test-trl test-vllm test-scale test-browser fuzz hashes audit notebooks docs check bench studies wheel clean
@@ -57,24 +60,10 @@ check: $(VENV)/.test-installed  ## lint, format, types
 bench: $(VENV)/.real-installed  ## the benchmarks of speed, side by side with what people do today, in one table; SMALL=1 for the size that CI runs
 	SMALL=$(SMALL) $(BIN)/python benchmarks/bench.py
 
-studies: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed $(VENV)/.real-installed  ## the benchmarks of statistics and scale, a table each; SMALL=1 for the size that CI runs
-	SMALL=$(SMALL) $(BIN)/python benchmarks/memory.py
-	SMALL=$(SMALL) $(BIN)/python benchmarks/builtin_students.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/efficiency.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/deciding.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/few_rollouts.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/paced.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/null_paths.py
-	SMALL=$(SMALL) $(BIN)/python benchmarks/reading.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/crashes.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/long_runs.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/driver_limit.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ray_scaling.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/topk_teacher.py
-	SMALL=$(SMALL) LM_EVAL=$(VENV)/lm-eval $(BIN)/python benchmarks/grading.py
-	SMALL=$(SMALL) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cross_tokenizer.py
-	SMALL=$(SMALL) $(BIN)/python benchmarks/smollm2_run.py
+studies: $(STUDIES:%=study-%)  ## the benchmarks of statistics and scale, a table each; SMALL=1 for the size that CI runs, -j2 -O for several at once
+
+study-%: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed $(VENV)/.real-installed
+	SMALL=$(SMALL) LM_EVAL=$(VENV)/lm-eval $(if $(filter $*,$(WITH_ALL_THREADS)),,OMP_NUM_THREADS=1) $(BIN)/python benchmarks/$*.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

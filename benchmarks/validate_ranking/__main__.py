@@ -22,15 +22,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from prediction import predictions, score
+from derivatives import FULL, derivatives
+from judging import intervals, reliability, table
+from prediction import CHEAP, predictions, score
+from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 from settings import HORIZONS, PLACE, SEEDS, Setting, all_settings, configurations
-from training import Exam, Trainee, lessons_of, load, train
+from training import Exam, Trainee, external, lessons_of, load, train
 
 from gradalign.configurations import Configuration
-from gradalign.contexts import parse_teacher
+from gradalign.findings.assessed import RANKABLE
 from gradalign.models import CausalLanguageModel, LoadedModel
-from gradalign.store import load_run
+from gradalign.store import Run, load_run
 
 SMALL = os.environ.get("SMALL") == "1"
 KEPT = PLACE.parent / "results" / "validation"
@@ -39,6 +43,7 @@ RATES = (
     4e-4,
 )  # of Adam, chosen once: after one step of the larger a good teacher's student gains about 6 points, of the smaller 2
 ANSWERS = 32  # to each held-out question
+PREDICTORS = (*RANKABLE, *FULL, "nearing", *CHEAP)
 KEYS = ["questions", "student", "configuration", "seed", "rate"]
 
 
@@ -66,7 +71,8 @@ def carry_out(job: Job) -> list[dict[str, Any]]:
     """
     torch.set_num_threads(1)
     student, run, how = _loaded(job.setting.student), load_run(job.folder), _configuration(job.configuration)
-    teacher = student if _external(how) is None else _loaded(str(_external(how)))
+    name = external(how)
+    teacher = student if name is None else _loaded(name)
     assert isinstance(teacher.language_model, CausalLanguageModel)
     exam, before, rows = *_exam(job.setting, job.answers, job.seed), []
     trainee = Trainee(student)
@@ -86,12 +92,6 @@ def carry_out(job: Job) -> list[dict[str, Any]]:
 
 def _configuration(name: str) -> Configuration:
     return next(configuration for configuration in configurations() if configuration.name == name)
-
-
-def _external(how: Configuration) -> str | None:
-    """The built-in model that teaches; None where it is the student as it was."""
-    name = None if how.teacher is None else parse_teacher(how.teacher).model
-    return None if name is None else name.removeprefix("builtin:")
 
 
 @lru_cache
@@ -120,23 +120,57 @@ def main() -> None:
     parser.add_argument("--only", help="one setting, as arithmetic-small")
     parser.add_argument("--work", type=Path, default=Path("runs/validation"), help="where the scored runs go")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--judge", action="store_true", help="train nothing; judge what is kept")
     options = parser.parse_args()
     work, kept = options.work.resolve(), KEPT
     if SMALL:
         work = kept = Path(tempfile.mkdtemp())
     os.chdir(PLACE)  # templates are named from here
     kept.mkdir(parents=True, exist_ok=True)
-    for setting in all_settings():
-        if options.only not in (None, setting.folder):
-            continue
-        run = score(setting, work)
-        _add(kept / "predictions.parquet", predictions(setting, run).to_dict("records"), KEYS[:3])
-        jobs = [
-            Job(setting, how.name, seed, rate, str(run.path)) for seed in SEEDS for rate in RATES for how in configurations()
-        ]
+    settings = [setting for setting in all_settings() if options.only in (None, setting.folder)]
+    for setting in settings[: 1 if SMALL else None] if not options.judge else []:
+        run = score(setting, work, *([16] if SMALL else []))
+        _add(kept / "predictions.parquet", foretold(setting, run).to_dict("records"), KEYS[:3])
         held = _held(kept / "training.parquet")
-        for rows in trained([job for job in jobs if job.key not in held], options.workers):
+        jobs = [job for job in jobs_of(setting, str(run.path)) if job.key not in held]
+        for rows in trained(jobs, options.workers):
             _add(kept / "training.parquet", rows, [*KEYS, "steps"])
+    judge(kept)
+
+
+def jobs_of(setting: Setting, folder: str) -> list[Job]:
+    """Every training run of a setting, those of one seed and rate together."""
+    if SMALL:
+        names = ("correct", "half right", "wrong", "leak forward")
+        return [Job(setting, name, 0, RATES[-1], folder, HORIZONS[:2], 4) for name in names]
+    return [Job(setting, how.name, seed, rate, folder) for seed in SEEDS for rate in RATES for how in configurations()]
+
+
+def judge(kept: Path) -> None:
+    """Put side by side what was foretold and what happened, and keep the tables."""
+    told, training = (pd.read_parquet(kept / f"{name}.parquet") for name in ("predictions", "training"))
+    table(told, training, PREDICTORS).to_parquet(kept / "judged.parquet")
+    found = intervals(told, training, PREDICTORS)
+    found.to_parquet(kept / "intervals.parquet")
+    sure = reliability(training).groupby(["rate", "steps"])["one_seed_against_others"].mean() if not SMALL else None
+    for (rate, steps), rows in found.groupby(["rate", "steps"]):
+        shown = Table(title=f"Spearman of foretold and measured change: Adam at {rate:g}, {steps} steps")
+        for head in ("predictor", "Spearman", "95% interval", "regret, points"):
+            shown.add_column(head, justify="left" if head == "predictor" else "right")
+        judged = pd.read_parquet(kept / "judged.parquet").query("rate == @rate and steps == @steps")
+        regrets = judged.groupby("predictor")["regret"].mean()
+        for row in rows.sort_values("spearman", ascending=False).to_dict("records"):
+            cells = (f"{row['spearman']:.3f}", f"[{row['low']:.3f}, {row['high']:.3f}]", f"{regrets[row['predictor']]:.2f}")
+            shown.add_row(row["predictor"], *cells)
+        if sure is not None:
+            shown.add_section()
+            shown.add_row("(one seed of training, of the others)", f"{sure[rate, steps]:.3f}", "", "")
+        Console(width=120).print(shown)
+
+
+def foretold(setting: Setting, run: Run) -> pd.DataFrame:
+    """Every predictor of every configuration."""
+    return predictions(setting, run).merge(derivatives(setting, run), on=KEYS[:3])
 
 
 def _held(path: Path) -> set[tuple[Any, ...]]:

@@ -7,7 +7,20 @@ import pandas as pd
 from scipy.stats import kendalltau, rankdata
 
 DRAWS = 1000
-SIGNED = ("gain", "drive", "mean_cosine", "weighted_cosine", "pooled_cosine", "teacher_advantage", "transfer", "transfer_drive")
+SIGNED = (
+    "gain",
+    "drive",
+    "mean_cosine",
+    "weighted_cosine",
+    "pooled_cosine",
+    "teacher_advantage",
+    "transfer",
+    "transfer_drive",
+    "full_drive",
+    "full_transfer",
+    "full_adam",
+    "nearing",
+)
 _SURE = 2.0  # standard errors of a change that is told from nothing
 BY = ["questions", "student", "rate", "steps"]
 
@@ -23,6 +36,18 @@ def measured(training: pd.DataFrame) -> pd.DataFrame:
     within = groups["change_se"].apply(lambda se: np.sqrt((se**2).sum()) / len(se))
     found["change_se"] = np.maximum(between.fillna(0.0), within)
     return found[["change", "change_se"]].reset_index()
+
+
+def nearing(slope: np.ndarray, level: np.ndarray, steps: int) -> np.ndarray:
+    """Change of success after some steps, from the gain of the first (`slope`) and how far the teacher is above the student (`level`).
+
+    The solution of d change / d steps = slope (1 - change / level): what is left to gain shrinks as the student comes to answer as the
+    teacher does. Where the first step leads away from the teacher's level (what lifts the teacher does not carry over), nothing is
+    known to stop it, and the change goes on as it began.
+    """
+    toward = slope * level > 0
+    share = np.divide(steps * slope, level, out=np.zeros_like(slope), where=toward)
+    return np.where(toward, -level * np.expm1(-share), steps * slope)
 
 
 def spearman(predicted: np.ndarray, change: np.ndarray) -> float:
@@ -51,7 +76,7 @@ def table(predictions: pd.DataFrame, training: pd.DataFrame, predictors: Sequenc
     for key, mine in both.groupby(BY):
         change, error = mine["change"].to_numpy(), mine["change_se"].to_numpy()
         for name in predictors:
-            predicted = mine[name].to_numpy(dtype=float)
+            predicted = told_by(name, mine, *key[2:])
             known = ~np.isnan(predicted)
             rows.append(
                 dict(zip(BY, key, strict=True))
@@ -61,6 +86,14 @@ def table(predictions: pd.DataFrame, training: pd.DataFrame, predictors: Sequenc
                 | {"signs": right_signs(predicted[known], change[known], error[known]) if name in SIGNED else np.nan}
             )
     return pd.DataFrame(rows)
+
+
+def told_by(name: str, rows: pd.DataFrame, rate: float, steps: int) -> np.ndarray:
+    """A predictor's values; `nearing` is made from two others, at this rate and horizon."""
+    if name == "nearing":
+        slope, level = (rows[column].to_numpy(dtype=float) for column in ("full_adam", "teacher_lift"))
+        return nearing(rate * slope, level, steps)
+    return rows[name].to_numpy(dtype=float)
 
 
 def reliability(training: pd.DataFrame) -> pd.DataFrame:
@@ -87,7 +120,7 @@ def intervals(predictions: pd.DataFrame, training: pd.DataFrame, predictors: Seq
                 one.pivot(index="seed", columns="configuration", values="change").reindex(index=seeds, columns=names).to_numpy()
             )
             told = predictions.set_index(["questions", "student"]).loc[[key]].set_index("configuration").reindex(names)
-            settings.append((change_SC, told[list(predictors)].to_numpy(dtype=float).T))
+            settings.append((change_SC, np.stack([told_by(name, told, rate, steps) for name in predictors])))
         draws = np.array([
             _resampled(settings, rng.integers(len(names), size=len(names)), rng.integers(len(seeds), size=len(seeds)))
             for _ in range(DRAWS)

@@ -15,7 +15,7 @@ from settings import HELD_OUT, MAX_TOKENS
 from torch import Tensor
 
 from gradalign.configurations import Configuration
-from gradalign.contexts import render_question
+from gradalign.contexts import parse_teacher, render_question
 from gradalign.engines import HFEngine
 from gradalign.models import CausalLanguageModel, LoadedModel, LoadOptions, load_model
 from gradalign.objectives import NodeSignals, parse_objective
@@ -72,9 +72,6 @@ class Trainee:
             found[completion.request][completion.replicate] = completion.tokens
         return found
 
-    def text(self, tokens: np.ndarray) -> str:
-        return self.codec.text(tokens)
-
 
 class Exam:
     """Held-out questions, each answered with the same seeds by whoever takes the same exam, so that what has not changed answers alike."""
@@ -90,7 +87,7 @@ class Exam:
         """How many answers to each question are right: (Q,)."""
         answered = trainee.sample(self.prompts, self.seeds)
         return np.array([
-            sum(grade(question, trainee.text(tokens)).outcome == "right" for tokens in rollouts)
+            sum(grade(question, trainee.codec.text(tokens)).outcome == "right" for tokens in rollouts)
             for question, rollouts in zip(self.questions, answered, strict=True)
         ])  # fmt: skip
 
@@ -131,7 +128,10 @@ def train(
             taught = logits_of(teacher, [lesson.teacher_prompt for lesson in batch], rollouts)
             student_logprobs = logits.log_softmax(-1)
             direction = objective.direction(NodeSignals(student_logprobs, taught.log_softmax(-1)))
-            direction *= weights_of(trainee, batch, rollouts, how, student_logprobs)[:, None] / len(batch)
+            told = [
+                (lesson.weight, _wrong(trainee, lesson, tokens, how)) for lesson, tokens in zip(batch, rollouts, strict=True)
+            ]
+            direction *= token_weights(how, student_logprobs, told, rollouts)[:, None] / len(batch)
         optimiser.zero_grad()
         logits.backward(-direction)
         optimiser.step()
@@ -149,17 +149,25 @@ def batches(lessons: Sequence[Lesson], steps: int, seed: int) -> Iterator[list[L
         del waiting[:BATCH]
 
 
-def weights_of(
-    trainee: Trainee, batch: Sequence[Lesson], rollouts: Sequence[np.ndarray], how: Configuration, logprobs: Tensor
+def token_weights(
+    how: Configuration, logprobs: Tensor, told: Sequence[tuple[float, float]], rollouts: Sequence[np.ndarray]
 ) -> Tensor:
-    """How much each token counts: (N,)."""
+    """How much each token counts, from the weight of each rollout's question and whether it went wrong (1) or not (0): (N,)."""
     entropy = -(logprobs.exp() * logprobs).sum(-1).double().numpy()
     found, start = [], 0
-    for lesson, tokens in zip(batch, rollouts, strict=True):
-        wrong = 0.0
-        if how.tokens.kind == "incorrect_paths":
-            wrong = 1 - grade(lesson.question, trainee.text(tokens)).reward
+    for (weight, wrong), tokens in zip(told, rollouts, strict=True):
         own = entropy[start : start + len(tokens)]
-        found.append(lesson.weight * how.tokens.factors(own, np.ones(len(own)), np.full(len(own), wrong)))
+        found.append(weight * how.tokens.factors(own, np.ones(len(own)), np.full(len(own), wrong)))
         start += len(tokens)
     return torch.from_numpy(np.concatenate(found)).float()
+
+
+def _wrong(trainee: Trainee, lesson: Lesson, tokens: np.ndarray, how: Configuration) -> float:
+    """Did a rollout go wrong? Asked only where tokens are weighted by it."""
+    return 1 - grade(lesson.question, trainee.codec.text(tokens)).reward if how.tokens.kind == "incorrect_paths" else 0.0
+
+
+def external(how: Configuration) -> str | None:
+    """The built-in model that teaches; None where it is the student as it was."""
+    name = None if how.teacher is None else parse_teacher(how.teacher).model
+    return None if name is None else name.removeprefix("builtin:")
