@@ -28,12 +28,13 @@ from prediction import CHEAP, predictions, score
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from settings import HORIZONS, PLACE, SEEDS, Setting, all_settings, configurations
+from settings import HELD_OUT, HORIZONS, PLACE, SEEDS, Setting, all_settings, configurations
 from training import Exam, Trainee, external, lessons_of, load, train
 
 from gradalign.configurations import Configuration
 from gradalign.findings.assessed import RANKABLE
 from gradalign.models import CausalLanguageModel, LoadedModel
+from gradalign.questions import load_questions
 from gradalign.store import Run, load_run
 
 SMALL = os.environ.get("SMALL") == "1"
@@ -103,7 +104,7 @@ def _loaded(name: str) -> LoadedModel:
 def _exam(setting: Setting, answers: int, number: int) -> tuple[Exam, np.ndarray]:
     """An exam, and how the student does in it before it is trained."""
     student = _loaded(setting.student)
-    exam = Exam(setting.questions, student, answers, number)
+    exam = Exam(load_questions(f"builtin:{setting.questions}:heldout", HELD_OUT), student, answers, number)
     return exam, exam.right(Trainee(student))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from settings import HELD_OUT, MAX_TOKENS
+from settings import MAX_TOKENS
 from torch import Tensor
 
 from gradalign.configurations import Configuration
@@ -76,8 +76,8 @@ class Trainee:
 class Exam:
     """Held-out questions, each answered with the same seeds by whoever takes the same exam, so that what has not changed answers alike."""
 
-    def __init__(self, questions: str, student: LoadedModel, rollouts: int, number: int = 0):
-        self.questions = list(load_questions(f"builtin:{questions}:heldout", HELD_OUT))
+    def __init__(self, questions: Sequence[Question], student: LoadedModel, rollouts: int, number: int = 0):
+        self.questions = list(questions)
         self.prompts = [student.codec.prompt(render_question(question)) for question in self.questions]
         self.seeds = [
             tuple(seed_of("exam", number, i, replicate) for replicate in range(rollouts)) for i in range(len(self.questions))

@@ -1,0 +1,95 @@
+"""Is the first-order claim right? Measured over foretold change of success, for steps so small that the second order hardly shows.
+
+    python benchmarks/validate_ranking/first_order.py --setting arithmetic-small
+
+The student takes one step along a configuration's gradient from half of the run's questions, of such a length that success on the other
+half should rise (or fall) by so much; then both answer these questions many times with the same seeds. Foretold is <D / |D|, G> times
+the length, G from the run's own rollouts; the measured change has a standard error over questions. Kept in
+benchmarks/results/validation/first_order.json. SMALL=1: few answers; keeps nothing.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from derivatives import base_rollouts, success_gradient, training_step
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from settings import PLACE, Setting, configurations
+from training import Exam, Trainee, lessons_of, load
+
+from gradalign.configurations import Configuration
+from gradalign.models import LoadedModel
+from gradalign.store import Run, load_run
+
+SMALL = os.environ.get("SMALL") == "1"
+NAMES = (
+    ("correct",) if SMALL else ("correct", "correct forward", "both", "half right", "larger", "wrong", "mostly wrong forward")
+)
+CHANGES = (0.01,) if SMALL else (0.0025, 0.005, 0.01, 0.02)
+ANSWERS = 64 if SMALL else 1024
+
+
+def compared(run: Run, student: LoadedModel, how: Configuration, changes: Sequence[float]) -> list[dict[str, float | str]]:
+    """A row for each change that is asked for."""
+    rollouts = base_rollouts(run)
+    lessons = {lesson.question.id: lesson for lesson in lessons_of(run, how, student)}
+    halves = [[lessons[name] for name in list(rollouts)[half::2] if name in lessons] for half in range(2)]
+    direction = training_step(student, how, halves[0], rollouts).mean
+    direction = direction / direction.norm()
+    slope = float(direction @ success_gradient(student, halves[1], rollouts))
+    exam = Exam([lesson.question for lesson in halves[1]], student, ANSWERS)
+    before = exam.right(Trainee(student))
+    rows: list[dict[str, float | str]] = []
+    for change in track(changes, how.name):
+        length = change / abs(slope)
+        moved = Trainee(student)
+        _step(moved, length * direction)
+        after = (exam.right(moved) - before) / ANSWERS
+        told = length * slope
+        error = after.std(ddof=1) / np.sqrt(len(after))
+        rows.append(
+            {"configuration": how.name, "foretold": told, "measured": after.mean(), "measured_se": error}
+            | {"ratio": after.mean() / told, "ratio_se": error / abs(told), "answers": ANSWERS * len(after)}
+        )
+    return rows
+
+
+@torch.no_grad()
+def _step(trainee: Trainee, by: torch.Tensor) -> None:
+    start = 0
+    for parameter in trainee.language_model.model.parameters():
+        parameter += by[start : start + parameter.numel()].view_as(parameter).to(parameter)
+        start += parameter.numel()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", default="arithmetic-small")
+    parser.add_argument("--work", type=Path, default=Path("runs/validation"), help="where the scored runs are")
+    options = parser.parse_args()
+    setting = Setting(*options.setting.split("-"))
+    run, student = load_run(options.work.resolve() / setting.folder), load(setting.student)
+    os.chdir(PLACE)
+    rows = [row for how in configurations() if how.name in NAMES for row in compared(run, student, how, CHANGES)]
+    table = Table(title=f"Change of success after one small step, {setting}: measured over foretold")
+    for head in ("configuration", "foretold", "measured", "ratio"):
+        table.add_column(head, justify="left" if head == "configuration" else "right")
+    for row in rows:
+        told, found = (f"{100 * float(row[name]):+.3f}" for name in ("foretold", "measured"))
+        table.add_row(str(row["configuration"]), told, found, f"{row['ratio']:.3f} ± {1.96 * float(row['ratio_se']):.3f}")
+    Console(width=120).print(table)
+    if not SMALL:
+        place = PLACE.parent / "results" / "validation" / "first_order.json"
+        place.write_text(json.dumps({"setting": setting.folder, "rows": rows}, indent=1, default=float) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
