@@ -9,7 +9,7 @@ SMALL ?= 0
 CASES ?= 100000
 SEED ?= 0
 STUDIES := memory builtin_students estimators efficiency deciding few_rollouts paced null_paths reading crashes long_runs driver_limit \
-	ray_scaling topk_teacher grading cross_tokenizer smollm2_run
+	ray_scaling topk_teacher grading cross_tokenizer smollm2_run validate_ranking
 WITH_ALL_THREADS := memory builtin_students reading grading smollm2_run
 WHEEL_PLACE := $(or $(TMPDIR),/tmp)/gradalign-wheel
 
@@ -63,7 +63,7 @@ bench: $(VENV)/.real-installed  ## the benchmarks of speed, side by side with wh
 studies: $(STUDIES:%=study-%)  ## the benchmarks of statistics and scale, a table each; SMALL=1 for the size that CI runs, -j2 -O for several at once
 
 study-%: $(VENV)/.scale-installed $(VENV)/.lm-eval-installed $(VENV)/.real-installed
-	SMALL=$(SMALL) LM_EVAL=$(VENV)/lm-eval $(if $(filter $*,$(WITH_ALL_THREADS)),,OMP_NUM_THREADS=1) $(BIN)/python benchmarks/$*.py
+	SMALL=$(SMALL) LM_EVAL=$(VENV)/lm-eval $(if $(filter $*,$(WITH_ALL_THREADS)),,OMP_NUM_THREADS=1) $(BIN)/python $(wildcard benchmarks/$*.py benchmarks/$*)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--judge", action="store_true", help="train nothing; judge what is kept")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     work, kept = options.work.resolve(), KEPT
     if SMALL:
         work = kept = Path(tempfile.mkdtemp())

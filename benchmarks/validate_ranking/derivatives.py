@@ -12,6 +12,7 @@ Adam's first step is the sign of a batch's gradient; its expectation, erf(D / sq
 disagree.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from gradalign.objectives import NodeSignals, parse_objective
 from gradalign.store import Run
 
 FULL = ("full_drive", "full_transfer", "full_adam")
-_ROLLOUTS = 16  # of each question, for a configuration's step; success takes all
+_ROLLOUTS = 4 if os.environ.get("SMALL") == "1" else 16  # of each question, for a configuration's step; success takes all
 _AT_ONCE = 64
 
 

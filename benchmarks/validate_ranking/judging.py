@@ -1,12 +1,13 @@
 """How well each predictor foretold what training did: rank correlations, regret of its first choice, signs, with intervals."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau, rankdata
 
-DRAWS = 1000
+DRAWS = 50 if os.environ.get("SMALL") == "1" else 1000
 SIGNED = (
     "gain",
     "drive",
