@@ -45,6 +45,17 @@ def test_tokens_do_not_depend_on_the_batch(small, requests):
             np.testing.assert_allclose(other[key][1], logprobs, atol=1e-4)
 
 
+def test_rows_that_read_none_some_or_all_of_one_prefix(small):
+    long = small.codec.prompt(PROMPTS[2] * 6)
+    counts = {1: 1500, 2: 100, 20: 100, len(long): 100}
+    requests = [CompletionRequest(long[:length], tuple(range(count)), 3) for length, count in counts.items()]
+    together, alone = (sample(small, requests, size) for size in (2048, 32))
+    assert together.keys() == alone.keys()
+    for key, (tokens, logprobs, _) in alone.items():
+        assert together[key][0] == tokens
+        np.testing.assert_allclose(together[key][1], logprobs, atol=1e-4)
+
+
 def test_lengths_and_reasons(small, requests):
     stops = np.array(sorted(small.codec.stop_ids))
     for (request, _), (tokens, _, stop) in sample(small, requests, 256).items():

@@ -108,9 +108,8 @@ def _line_product(each: Tensor, held: Tensor, into: Tensor | None = None) -> Ten
     """(P, heads, R, groups, x) times (P, heads, x, y), the same for all rows of a line; written into a larger tensor's part, if given."""
     lines, heads, rows, groups, width = each.shape
     into = None if into is None else into.flatten(2, 3).flatten(0, 1)
-    return torch.bmm(each.reshape(lines * heads, rows * groups, width), held.flatten(0, 1), out=into).view(
-        lines, heads, rows, groups, -1
-    )
+    product = torch.bmm(each.reshape(lines * heads, rows * groups, width), held.flatten(0, 1), out=into)
+    return product.view(lines, heads, rows, groups, held.shape[-1])
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
