@@ -15,6 +15,7 @@ disagree.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -112,14 +113,14 @@ def training_step(
     lessons: Sequence[Lesson],
     rollouts: dict[str, list[tuple[np.ndarray, float]]],
 ) -> Step:
-    """What a batch of training by this configuration moves the parameters along, over batches of base rollouts."""
+    """What a batch of training by this configuration moves the parameters along, over batches of base rollouts of about that size."""
     name = external(how)
     body, teacher = _body(student), _body(student if name is None else load(name))
     objective = parse_objective(how.objective)
     items = [(lesson, *rollouts[lesson.question.id][i]) for i in range(_ROLLOUTS) for lesson in lessons]
-    found = []
-    for start in range(0, len(items) - BATCH + 1, BATCH):
-        batch = items[start : start + BATCH]
+    found, edges = [], np.linspace(0, len(items), 1 + max(2, len(items) // BATCH)).astype(int)
+    for start, stop in pairwise(edges.tolist()):
+        batch = items[start:stop]
         tokens = [sampled for _, sampled, _ in batch]
 
         def cotangent(logits: Tensor, batch=batch, tokens=tokens) -> Tensor:
@@ -131,7 +132,7 @@ def training_step(
 
         found.append(pulled_back(body, [lesson.prompt for lesson, _, _ in batch], tokens, cotangent))
     every = torch.stack(found)
-    return Step(every.mean(0), every.var(0))
+    return Step(every.mean(0), every.var(0) * len(items) / len(found) / BATCH)
 
 
 def pulled_back(
