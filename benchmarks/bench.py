@@ -29,7 +29,7 @@ BENCHMARKS = {  # with the threads of each
 
 
 def comparisons_of(name: str, threads: int | None) -> list[Comparison]:
-    """Run one benchmark; what it printed is shown where it failed or a limit of its own was not kept."""
+    """Run one benchmark; what it printed is shown where it failed before it told anything."""
     with tempfile.TemporaryDirectory() as place:
         told = Path(place) / "comparisons.json"
         environment = os.environ | {ASKED: str(told)} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})

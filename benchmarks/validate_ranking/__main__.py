@@ -33,7 +33,7 @@ from training import Exam, Trainee, external, lessons_of, load, train
 
 from gradalign.configurations import Configuration
 from gradalign.findings.assessed import RANKABLE
-from gradalign.models import CausalLanguageModel, LoadedModel
+from gradalign.models import CausalLanguageModel
 from gradalign.questions import load_questions
 from gradalign.store import Run, load_run
 
@@ -71,9 +71,9 @@ def carry_out(job: Job) -> list[dict[str, Any]]:
     Every seed of training has an exam of its own, so that what the exam adds to the error is averaged over seeds as well.
     """
     torch.set_num_threads(1)
-    student, run, how = _loaded(job.setting.student), load_run(job.folder), _configuration(job.configuration)
+    student, run, how = load(job.setting.student), load_run(job.folder), _configuration(job.configuration)
     name = external(how)
-    teacher = student if name is None else _loaded(name)
+    teacher = student if name is None else load(name)
     assert isinstance(teacher.language_model, CausalLanguageModel)
     exam, before, rows = *_exam(job.setting, job.answers, job.seed), []
     trainee = Trainee(student)
@@ -96,14 +96,9 @@ def _configuration(name: str) -> Configuration:
 
 
 @lru_cache
-def _loaded(name: str) -> LoadedModel:
-    return load(name)
-
-
-@lru_cache
 def _exam(setting: Setting, answers: int, number: int) -> tuple[Exam, np.ndarray]:
     """An exam, and how the student does in it before it is trained."""
-    student = _loaded(setting.student)
+    student = load(setting.student)
     exam = Exam(load_questions(f"builtin:{setting.questions}:heldout", HELD_OUT), student, answers, number)
     return exam, exam.right(Trainee(student))
 

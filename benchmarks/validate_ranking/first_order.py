@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from settings import PLACE, Setting, configurations
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from training import Exam, Lesson, Trainee, lessons_of, load
 
 from gradalign.configurations import Configuration
@@ -77,10 +78,8 @@ def slopes_of(student: LoadedModel, lessons: Sequence[Lesson], direction: torch.
 
 @torch.no_grad()
 def _step(trainee: Trainee, by: torch.Tensor) -> None:
-    start = 0
-    for parameter in trainee.language_model.model.parameters():
-        parameter += by[start : start + parameter.numel()].view_as(parameter).to(parameter)
-        start += parameter.numel()
+    parameters = list(trainee.language_model.model.parameters())
+    vector_to_parameters(parameters_to_vector(parameters) + by.float(), parameters)
 
 
 def main() -> int:

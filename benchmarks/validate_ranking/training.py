@@ -8,6 +8,7 @@ handed to automatic differentiation as what the logits are to move by, summed ov
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -37,7 +38,9 @@ class Lesson:
     weight: float = 1.0
 
 
+@cache
 def load(name: str) -> LoadedModel:
+    """A built-in model, loaded once; whoever changes it takes a copy."""
     return load_model(f"builtin:{name}", LoadOptions(device="cpu"))
 
 
@@ -74,7 +77,7 @@ class Trainee:
 
 
 class Exam:
-    """Held-out questions, each answered with the same seeds by whoever takes the same exam, so that what has not changed answers alike."""
+    """Questions, each answered with the same seeds by whoever takes the same exam, so that what has not changed answers alike."""
 
     def __init__(self, questions: Sequence[Question], student: LoadedModel, rollouts: int, number: int = 0):
         self.questions = list(questions)

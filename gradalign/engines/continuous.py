@@ -31,7 +31,7 @@ class Continuous:
     Arrays over Q are of all rows in the order in which they begin, those over B of the rows under way: `queued_B` says which these are.
     """
 
-    def __init__(self, model: CausalLanguageModel, stop_ids: np.ndarray, rows: Sequence[Row], slots: int, threads: int = 1):
+    def __init__(self, model: CausalLanguageModel, stop_ids: np.ndarray, rows: Sequence[Row], slots: int, threads: int):
         self.model, self.slots, self.threads = model, slots, threads
         self.stops_V = np.isin(np.arange(model.vocabulary_size), stop_ids)
         trunk_of = trunks_of([row.prefix[:-1] for row in rows])
