@@ -1,5 +1,7 @@
 """Sampling on a real model: the right distribution, the same tokens whatever the batch, and memory that runs out."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -217,3 +219,14 @@ def test_trunks_are_the_longest_and_every_pass_is_bounded():
     groups = list(passes(trunks, 60))
     assert sorted(trunk for group in groups for trunk in group) == sorted(trunks)
     assert max(map(len, groups)) > 3
+
+
+def test_threads_may_share_a_model(small, requests):
+    """As they do behind a server: attention is switched where all of them read it."""
+    alone = [sample(small, [request], 5) for request in requests]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda place: sample(small, [requests[place % 3]], 5), range(18)))
+    for place, found in enumerate(together):
+        assert {key: tokens for key, (tokens, *_) in found.items()} == {
+            key: tokens for key, (tokens, *_) in alone[place % 3].items()
+        }

@@ -90,9 +90,9 @@ class Continuous:
     def _computed(self, numbers: Int[np.ndarray, " N"]) -> list[Prefixes]:
         """The trunks of these numbers, in some passes."""
         number = {self.trunks[i]: i for i in numbers.tolist()}
-        body, device = self.model.model.base_model, self.model.device
+        model, device = self.model.model, self.model.device
         return [
-            computed_prefixes(body, np.array([number[trunk] for trunk in group]), group, device)
+            computed_prefixes(model, np.array([number[trunk] for trunk in group]), group, device)
             for group in passes(number, _PREFILLED)
         ]
 

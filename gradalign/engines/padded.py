@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradalign.engines.rows import Row
 from gradalign.engines.sampling import draw
+from gradalign.models.attention import forward
 from gradalign.models.causal import CausalLanguageModel
 from gradalign.types import Completion
 
@@ -64,8 +65,12 @@ class Padded:
             mask[i, width - len(prefix) :] = 1
         device = self.model.device
         mask = mask.to(device)
-        output = self.model.model.base_model(
-            input_ids=ids.to(device), attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp_min(0), use_cache=True
+        output = forward(
+            self.model.model,
+            input_ids=ids.to(device),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+            use_cache=True,
         )
         # an index on the CPU serves caches on any device, of which a model that is spread over several has as many
         owner = torch.from_numpy(np.repeat(np.arange(len(first)), np.diff([*first, len(rows)])))
@@ -84,7 +89,8 @@ class Padded:
     def _advance(self, batch: _Batch, tokens_B: np.ndarray) -> None:
         mask = batch.mask_BL
         batch.mask_BL = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-        output = self.model.model.base_model(
+        output = forward(
+            self.model.model,
             input_ids=torch.from_numpy(tokens_B).to(mask.device)[:, None],
             attention_mask=batch.mask_BL,
             position_ids=mask.sum(-1, keepdim=True).clamp_max(self.model.context_window - 1),  # finished rows may be past it

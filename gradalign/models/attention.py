@@ -1,24 +1,33 @@
 """Attention of one's own in place of an architecture's: switched on for some passes, and what a layer is to be told of its window."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from typing import Any
 
 from transformers import PreTrainedModel
 
 _KINDS = {"full_attention", "sliding_attention"}
+_PASSES = threading.Lock()
 
 
-@contextmanager
-def attending(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Forward passes in this block attend by an implementation that is registered with transformers."""
+def forward(model: PreTrainedModel, implementation: str | None = None, whole: bool = False, **inputs: Any) -> Any:
+    """A forward pass up to the last hidden states, or the `whole` of it, by the model's own attention or one registered with transformers.
+
+    Which one it is stands in the model's configuration, where all threads read it: their passes go one after the other.
+    """
     config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = implementation
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    with _PASSES:
+        before = config._attn_implementation
+        config._attn_implementation = implementation or before
+        try:
+            return (model if whole else model.base_model)(**inputs)
+        finally:
+            config._attn_implementation = before
+
+
+def own_attention(model: PreTrainedModel) -> str | None:
+    """The implementation by which the model attends while nothing else is asked for."""
+    with _PASSES:
+        return model.config.get_text_config()._attn_implementation
 
 
 def only_attends(config: Any) -> bool:

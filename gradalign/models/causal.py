@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gradalign.models.attention import forward
 from gradalign.models.cached import CachedPrompt
 from gradalign.models.memory import Batches
 from gradalign.models.names import ModelSource
@@ -144,8 +145,8 @@ class CausalLanguageModel:
     def _check_head(self, model: PreTrainedModel) -> int:
         """Our head on hidden states must give the model's own logits, or its architecture does more there and is refused. Its width."""
         ids = torch.tensor([[0, 1, 2]], device=self.device)
-        whole = model(input_ids=ids).logits[0]
-        states = model.base_model(input_ids=ids).last_hidden_state[0]
+        whole = forward(model, whole=True, input_ids=ids).logits[0]
+        states = forward(model, input_ids=ids).last_hidden_state[0]
         ours = self.logits(states)
         theirs = whole[:, : self.vocabulary_size].to(ours)
         if torch.isfinite(theirs).all() and not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gradalign.models.attention import attending, only_attends, windows
+from gradalign.models.attention import forward, only_attends, own_attention, windows
 
 ATTENTION = "gradalign_packed"
 _HALF = (torch.float16, torch.bfloat16)
@@ -239,8 +239,8 @@ class PackedPrompt:
 
     def _pass(self, row: Row, texts: Sequence[np.ndarray]) -> Float[Tensor, "N H"]:
         ids_2N = torch.from_numpy(np.stack([np.concatenate(texts), row.positions])).to(self._device)
-        with attending(self._model, ATTENTION):
-            output = self._model.base_model(input_ids=ids_2N[:1], position_ids=ids_2N[1:], use_cache=False, packed=row)
+        inputs: dict[str, Any] = {"input_ids": ids_2N[:1], "position_ids": ids_2N[1:]}
+        output = forward(self._model, ATTENTION, **inputs, use_cache=False, packed=row)
         self.windows = row.windows
         return output.last_hidden_state[0]
 
@@ -254,7 +254,7 @@ def _fed(chunk: Sequence[np.ndarray]) -> list[np.ndarray]:
 def packs(model: PreTrainedModel, device: torch.device) -> bool:
     """Are packed passes what plain ones are? Asked by trying: other layers than attention, and unusual attention, are not."""
     config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa" or not only_attends(config):
+    if own_attention(model) != "sdpa" or not only_attends(config):
         return False
     prompt, continuations = (0, 1, 2), [np.array(tokens) for tokens in ((3, 4, 5, 6, 7), (5, 1, 0, 2), (4, 6), (7, 3, 4), (1,))]
     passes = PackedPrompt(model, device, prompt)
@@ -265,7 +265,7 @@ def packs(model: PreTrainedModel, device: torch.device) -> bool:
         return False
     rows = [torch.tensor([[*prompt, *tokens.tolist()]], device=device) for tokens in continuations]
     plain = torch.cat(
-        [model.base_model(input_ids=row, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1] for row in rows]
+        [forward(model, input_ids=row, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1] for row in rows]
     )
     near = 1e-3 if plain.dtype == torch.float32 else 5e-2
     return as_told and bool((torch.cat(found) - plain).float().norm() <= near * plain.float().norm())

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gradalign.models.attention import attending, only_attends, windows
+from gradalign.models.attention import forward, only_attends, windows
 from gradalign.models.shared_prefixes import Rows, computed_prefixes
 
 ATTENTION = "gradalign_shared_prefixes"
@@ -121,10 +121,8 @@ def next_states(
     """Feed each row its next token; hidden states after it. Rows that have ended may be past the context window, and stay at its end."""
     position_B = np.minimum(rows.begin_step(), context_window - 1)
     ids_2B = torch.from_numpy(np.stack([tokens_B, position_B])).to(rows.device)
-    with attending(model, ATTENTION):
-        output = model.base_model(
-            input_ids=ids_2B[0, :, None], position_ids=ids_2B[1, :, None], past_key_values=rows, use_cache=True, rows=rows
-        )
+    inputs: dict[str, Any] = {"input_ids": ids_2B[0, :, None], "position_ids": ids_2B[1, :, None]}
+    output = forward(model, ATTENTION, **inputs, past_key_values=rows, use_cache=True, rows=rows)
     rows.end_step()
     return output.last_hidden_state[:, -1]
 
@@ -137,7 +135,7 @@ def shares_prefixes(model: PreTrainedModel, device: torch.device) -> bool:
         return False
     prefixes, more = [(0, 1, 2, 3, 4), (0, 1, 2), (5, 6, 7)], (1, 2, 3)
     try:
-        held = computed_prefixes(model.base_model, np.arange(2), [prefixes[0][:-1], prefixes[2][:-1]], device)
+        held = computed_prefixes(model, np.arange(2), [prefixes[0][:-1], prefixes[2][:-1]], device)
         rows = Rows(device)
         rows.arrange(np.full(3, -1), np.array([0, 0, 1]), np.array([len(prefix) - 1 for prefix in prefixes]), [held])
         for tokens in (np.array([prefix[-1] for prefix in prefixes]), *(np.full(3, token) for token in more)):
@@ -147,6 +145,6 @@ def shares_prefixes(model: PreTrainedModel, device: torch.device) -> bool:
     if rows.window_of != windows(config):
         return False
     ids = [torch.tensor([[*prefix, *more]], device=device) for prefix in prefixes]
-    alone = torch.cat([model.base_model(input_ids=each).last_hidden_state[:, -1] for each in ids])
+    alone = torch.cat([forward(model, input_ids=each).last_hidden_state[:, -1] for each in ids])
     near = 1e-3 if states.dtype == torch.float32 else 5e-2
     return bool((states - alone).float().norm() <= near * alone.float().norm())

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedModel
 
+from gradalign.models.attention import forward
 from gradalign.models.lines import Layout, laid_out
 
 _FIRST_ROOM = 32
@@ -40,20 +41,22 @@ def no_prefixes() -> Prefixes:
 
 
 def computed_prefixes(
-    body: torch.nn.Module, name_P: Int[np.ndarray, " P"], prefixes: Sequence[tuple[int, ...]], device: torch.device
+    model: PreTrainedModel, name_P: Int[np.ndarray, " P"], prefixes: Sequence[tuple[int, ...]], device: torch.device
 ) -> Prefixes:
     """Keys and values of prefixes, padded on the right; what all of them begin with is computed once."""
     common = common_length(prefixes)
     length_P = np.array([len(prefix) for prefix in prefixes])
     cache = DynamicCache()
     if common:
-        body(input_ids=torch.tensor([list(prefixes[0][:common])], device=device), past_key_values=cache, use_cache=True)
+        forward(
+            model, input_ids=torch.tensor([list(prefixes[0][:common])], device=device), past_key_values=cache, use_cache=True
+        )
         cache.batch_repeat_interleave(len(prefixes))
     if length_P.max() > common:
         padded = np.zeros((len(prefixes), length_P.max() - common), dtype=np.int64)
         for row, prefix in enumerate(prefixes):
             padded[row, : len(prefix) - common] = prefix[common:]
-        body(input_ids=torch.from_numpy(padded).to(device), past_key_values=cache, use_cache=True)
+        forward(model, input_ids=torch.from_numpy(padded).to(device), past_key_values=cache, use_cache=True)
     return Prefixes(name_P, length_P, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers])  # pyright: ignore
 
 
