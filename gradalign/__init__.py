@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         rank_configurations,
         screen_contexts,
     )
+    from gradalign.first_step import foretell
     from gradalign.handover import Export, export_configuration
     from gradalign.report import write_report
     from gradalign.store import Run, load_run
@@ -39,6 +40,7 @@ __all__ = [
     "compare_paths",
     "compare_runs",
     "export_configuration",
+    "foretell",
     "load_configurations",
     "load_run",
     "rank",
@@ -58,6 +60,7 @@ _HOMES = {
     "alignment_findings": "gradalign.findings",
     "compare_paths": "gradalign.findings",
     "compare_runs": "gradalign.findings",
+    "foretell": "gradalign.first_step",
     "export_configuration": "gradalign.handover",
     "load_configurations": "gradalign.configurations",
     "load_run": "gradalign.store",

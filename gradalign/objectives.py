@@ -215,6 +215,14 @@ def parse_objective(spec: str) -> Objective:
     return Objective(spec, _checked(spec, signal), function=signal)
 
 
+def brought(spec: str) -> bool:
+    """Is the objective a function of the user's own? Asked without importing it."""
+    return "@" not in spec and {"gkd": "reverse_kl"}.get(name := spec.partition(":")[0], name) not in {
+        *_PLAIN,
+        *_WITH_PARAMETER,
+    }
+
+
 def _checked(spec: str, signal: Signal) -> Signal:
     """The signal of a user's function, or an error that names it where it is not one number for each node and token."""
 

@@ -10,13 +10,26 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 FLOORS = [
     {"types", "visible", "home", "deadline"},
-    {"sheets", "builtin", "seeds", "inference", "sketch", "tails", "spans", "transfer", "pacing", "plugins", "endpoint"},
+    {
+        "sheets",
+        "builtin",
+        "seeds",
+        "inference",
+        "sketch",
+        "tails",
+        "spans",
+        "transfer",
+        "pacing",
+        "horizon",
+        "plugins",
+        "endpoint",
+    },
     {"tree", "questions", "contexts", "store", "objectives"},
     {"success", "models", "configurations"},
     {"alignment", "engines", "schedule", "totals"},
     {"testbed", "findings", "returns"},
     {"pipeline", "handover", "report"},
-    {"api"},
+    {"api", "first_step"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 

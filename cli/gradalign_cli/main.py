@@ -14,6 +14,7 @@ from gradalign_cli.contexts import app as contexts
 from gradalign_cli.doctor import doctor
 from gradalign_cli.export import export
 from gradalign_cli.findings import findings
+from gradalign_cli.foretell import foretell
 from gradalign_cli.paced import paced
 from gradalign_cli.paths import paths
 from gradalign_cli.pbsd import pbsd
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(score)
 app.command()(rank)
+app.command()(foretell)
 app.command()(paths)
 app.command()(findings)
 app.add_typer(contexts, name="contexts")

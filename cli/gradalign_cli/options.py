@@ -13,6 +13,12 @@ Draws = Annotated[int, typer.Option(help="Bootstrap resamples of questions.", mi
 BootstrapSeed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)]
 Table = Annotated[Path | None, typer.Option(help="Also write the whole table: a .csv, .json, .parquet, .md or .tex file.")]
 
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Steps of Adam that `foretold` speaks of [default: as long as the best teacher takes to be learned]."),
+]
+LearningRate = Annotated[float | None, typer.Option(help="Learning rate of these steps, as 1e-5.")]
+
 Questions = Annotated[
     str | None,
     typer.Argument(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gradalign_cli.options import BootstrapSeed, Draws, RunFolder, Support, Table
+from gradalign_cli.options import BootstrapSeed, Draws, LearningRate, RunFolder, Steps, Support, Table
 
 
 def rank(
@@ -16,11 +16,13 @@ def rank(
     by: Annotated[
         str | None,
         typer.Option(
-            help="transfer_drive (the default), transfer, drive, gain, pooled_cosine, weighted_cosine, mean_cosine or "
-            "teacher_advantage; with --configs also difficulty, window or path, to break the scores down.",
+            help="foretold or first_step (the default after `gradalign foretell`), transfer_drive (the default else), transfer, drive, "
+            "gain, pooled_cosine, weighted_cosine, mean_cosine or teacher_advantage; with --configs also difficulty, window or path, to break the scores down.",
             show_default=False,
         ),
     ] = None,
+    steps: Steps = None,
+    learning_rate: LearningRate = None,
     support: Support = "visited",
     draws: Draws = 2000,
     seed: BootstrapSeed = 0,
@@ -37,9 +39,11 @@ def rank(
     `gradalign rank runs/mine --configs configs.yaml --out ranking.csv`
 
     `gradalign rank runs/mine --configs configs.yaml --by difficulty`
+
+    `gradalign rank runs/mine --steps 200 --learning-rate 1e-5`
     """
     from gradalign.configurations import load_configurations
-    from gradalign.findings import BREAK_DOWNS, break_down, rank_configurations
+    from gradalign.findings import BREAK_DOWNS, Horizon, break_down, rank_configurations
     from gradalign.findings import rank as rank_run
     from gradalign.store import load_run
     from gradalign_cli.tables import print_sheets
@@ -47,13 +51,13 @@ def rank(
 
     if out is not None:
         check_suffix(out)
-    scored = load_run(run)
+    scored, horizon = load_run(run), Horizon(steps, learning_rate)
     if configs is None:
-        found = rank_run(scored, by, support, draws, seed)
+        found = rank_run(scored, by, support, draws, seed, horizon=horizon)
     elif by in BREAK_DOWNS:
         found = break_down(scored, load_configurations(configs), by, support, draws, seed)
     else:
-        found = rank_configurations(scored, load_configurations(configs), by, support, draws, seed)
+        found = rank_configurations(scored, load_configurations(configs), by, support, draws, seed, horizon)
     print_sheets(found.sheets())
     if out is not None:
         write_frame(found.frame, out)

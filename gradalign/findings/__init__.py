@@ -4,6 +4,7 @@ from gradalign.findings.break_down import BREAK_DOWNS, BreakDown, break_down
 from gradalign.findings.claims import PaperClaims, paper_claims
 from gradalign.findings.comparison import RunComparison, compare_runs
 from gradalign.findings.configured import ConfigurationRanking, rank_configurations
+from gradalign.findings.foretold import Horizon
 from gradalign.findings.notes import CAVEAT
 from gradalign.findings.overview import AlignmentFindings, alignment_findings
 from gradalign.findings.paced import PacedDiagnostics, paced_diagnostics
@@ -20,6 +21,7 @@ __all__ = [
     "BreakDown",
     "ConfigurationRanking",
     "ContextScreening",
+    "Horizon",
     "PacedDiagnostics",
     "PaperClaims",
     "PathComparison",

@@ -13,7 +13,7 @@ import pandas as pd
 
 from gradalign.configurations import Configuration
 from gradalign.findings.assessed import RANKABLE, Scored
-from gradalign.findings.ground import Ground, assess_ground, ground_of, steps_on
+from gradalign.findings.ground import Ground, assess_ground, foretold_on, ground_of, steps_on
 from gradalign.findings.notes import CAVEAT
 from gradalign.findings.rows import natural
 from gradalign.findings.wording import SCORE_HEADS, score_cell, score_formats
@@ -68,7 +68,7 @@ def break_down(
         difficulty = named.loc[list(ground.base.questions)].to_numpy()
         for group in sorted(set(difficulty), key=natural):
             part = ground.part(np.flatnonzero(difficulty == group))
-            assessed, _ = assess_ground(part, steps_on(run, part), None, draws, seed)
+            assessed, _ = assess_ground(part, steps_on(run, part), None, draws, seed, foretold_on(run, part))
             frames.append(_group_rows(by, group, assessed, part))
         return BreakDown(pd.concat(frames, ignore_index=True), by)
     for group, share in _shares(by, ground.rows).items():

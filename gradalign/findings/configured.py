@@ -13,7 +13,8 @@ import pandas as pd
 from gradalign.configurations import Configuration
 from gradalign.findings.accuracy import accuracy_of_teachers
 from gradalign.findings.assessed import RANKABLE, tabulate
-from gradalign.findings.ground import assess_ground, ground_of, steps_on
+from gradalign.findings.foretold import Horizon
+from gradalign.findings.ground import assess_ground, foretold_on, ground_of, steps_on
 from gradalign.findings.notes import disagreements, outcome_notes
 from gradalign.findings.standing import KEYS, Standing
 from gradalign.findings.wording import SCORE_HEADS, TIES, placed, remarks, score_formats, score_interval
@@ -74,6 +75,7 @@ def rank_configurations(
     support: str = "visited",
     draws: int = 2000,
     seed: int = 0,
+    horizon: Horizon | None = None,
 ) -> ConfigurationRanking:
     """Rank configurations on the questions that all their teachers share.
 
@@ -85,7 +87,7 @@ def rank_configurations(
     if by is not None and by not in RANKABLE:
         raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(RANKABLE)}")
     ground = ground_of(run, configurations, support)
-    assessed, found = assess_ground(ground, steps_on(run, ground), None, draws, seed)
+    assessed, found = assess_ground(ground, steps_on(run, ground), None, draws, seed, foretold_on(run, ground), horizon)
     frame, by = tabulate(assessed, by, np.array([c.tokens.kind != "positive_alignment" for c in ground.usable]))
     frame = _described(frame, ground.usable, run, ground.base, found)
     warned = frame[~frame["oracle"].astype(bool)]

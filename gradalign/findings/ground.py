@@ -14,6 +14,7 @@ import pandas as pd
 from gradalign.alignment import ScoreSums
 from gradalign.configurations import Configuration, TokenWeighting
 from gradalign.findings.assessed import LEAST_FOR_TRANSFER, Scored, assess
+from gradalign.findings.foretold import Foretold, Horizon, foretold_of
 from gradalign.findings.rows import require_sampled, scored_rows, weigh
 from gradalign.findings.standing import Standing, standing_of
 from gradalign.findings.steps import Steps, steps_of
@@ -72,9 +73,18 @@ def ground_of(run: Run, configurations: Sequence[Configuration], support: str) -
 
 
 def assess_ground(
-    ground: Ground, steps: Steps | None, share: Any, draws: int, seed: int
+    ground: Ground,
+    steps: Steps | None,
+    share: Any,
+    draws: int,
+    seed: int,
+    told: Foretold | None = None,
+    horizon: Horizon | None = None,
 ) -> tuple[Scored, list[dict[str, np.ndarray]]]:
-    """Every score of every configuration, of a `share` of the nodes only, if given; and each one's sums, the means over its stages."""
+    """Every score of every configuration, of a `share` of the nodes only, if given; and each one's sums, the means over its stages.
+
+    `told` are the first steps of their stages, if they are known.
+    """
     stages: dict[tuple[str, str], tuple[int, ...]] = {}
     parts: list[dict[str, np.ndarray]] = []
     for c in ground.usable:
@@ -96,7 +106,7 @@ def assess_ground(
         moved = steps.transfer(np.stack([ground.weights[c.name] for c in ground.usable for _ in c.pairs]))
         error = steps.sketch_error()
     whole = [{name: np.mean([parts[m][name] for m in at], axis=0) for name in parts[0]} for at in stages.values()]
-    return assess(standing, sums, moved, error, [], draws, seed, stages), whole
+    return assess(standing, sums, moved, error, [], draws, seed, stages, told, horizon), whole
 
 
 def _reason(configuration: Configuration, run: Run, scores: pd.DataFrame) -> str | None:
@@ -179,3 +189,9 @@ def steps_on(run: Run, ground: Ground) -> Steps | None:
     wanted = list(dict.fromkeys(asked))
     steps = steps_of(run, [key[:2] for key in wanted], ground.base.questions, tokens=[key[2] for key in wanted])
     return None if steps is None else steps.part([wanted.index(key) for key in asked])
+
+
+def foretold_on(run: Run, ground: Ground) -> Foretold | None:
+    """First steps of every stage of every configuration, with its questions and tokens as it weighs them; None where none are known."""
+    stages = [(pair, (str(c.questions), str(c.tokens))) for c in ground.usable for pair in c.pairs]
+    return foretold_of(run, [pair for pair, _ in stages], ground.base.questions, [weighting for _, weighting in stages])

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from gradalign.findings.accuracy import Accuracy
@@ -16,6 +17,7 @@ CAVEAT = (
     "Scores are first-order: evidence about a training run, not a proof. transfer_drive and transfer ask what a step on some questions "
     "does to others, in the output layer; all other scores are local to each node and cannot see guidance that does not transfer."
 )
+_HALF = 0.5  # of the best one's help for a step as long, below which what is taught is said to be particular to its questions
 _HARDLY = 0.1  # share of the best teacher's help, for what a teacher does better, below which it is said to help hardly at all
 _THIN = 0.1  # below this effective share of tokens, local scores of preference pairs are said to rest on few
 
@@ -24,18 +26,25 @@ def disagreements(frame: pd.DataFrame, accuracy: Mapping[str, Accuracy], name: C
     """Where what a teacher does on the very questions it teaches and what a step does to others point apart, in plain words.
 
     A teacher does better there if it answers better than the student (`accuracy`, by teacher, where it was sampled), or by its advantage
-    or drive. Others are not helped where `transfer_drive` is not above 0; they are hardly helped where it is below a tenth of the best
-    teacher's (of the same objective), also for how far each is ahead of the student. `name` says what a row is called.
+    or drive. Where first steps are known they say what a step does to others, and one that does not help is told whatever its teacher does:
+    its gain for a unit of step is below half of the best one's. Else others are not helped where `transfer_drive` is not above 0; they are
+    hardly helped where it is below a tenth of the best teacher's (of the same objective), also for how far each is ahead of the student.
+    `name` says what a row is called.
     """
     rows = [row for row in frame.to_dict("records") if row["teacher"] not in (REWARDS, "")]
     found = []
     for row in rows:
         own = accuracy.get(row["teacher"])
         answers = own is not None and own.lift_low > 0
-        if not (answers or row["teacher_advantage_low"] > 0 or row["drive_low"] > 0):
+        does_better = answers or row["teacher_advantage_low"] > 0 or row["drive_low"] > 0
+        stepped = not np.isnan(row["first_step_share"])
+        if not (does_better or stepped):
             continue
-        effect = _effect(row, rows, accuracy, name)
+        effect = _first_step(row, rows, name) if stepped else _effect(row, rows, accuracy, name)
         if effect is None:
+            continue
+        if not does_better:
+            found.append(f"{name(row)}: a step on it {effect}.")
             continue
         better = "this teacher does better than the student on the questions it teaches"
         if own is not None and answers:
@@ -44,6 +53,17 @@ def disagreements(frame: pd.DataFrame, accuracy: Mapping[str, Accuracy], name: C
             f"{name(row)}: {better}, yet a step on it {effect}. It may know what the student cannot, such as a leaked answer."
         )
     return found
+
+
+def _first_step(row: dict, rows: list[dict], name: Callable[[dict], str]) -> str | None:
+    """What is wrong with the first step on others, in words; None if nothing is, or if there is no step."""
+    share = row["first_step_share"]
+    if row["first_step"] == 0 or share >= _HALF:
+        return None
+    if row["first_step_high"] < 0:
+        return "would lower other questions"
+    best = max(rows, key=lambda other: np.nan_to_num(other["first_step_share"]))
+    return f"helps other questions by {max(share, 0):.0%} of what one as long on {name(best)} does"
 
 
 def _effect(row: dict, rows: list[dict], accuracy: Mapping[str, Accuracy], name: Callable[[dict], str]) -> str | None:

@@ -12,6 +12,7 @@ import pandas as pd
 from gradalign.alignment import ScoreSums
 from gradalign.findings.accuracy import accuracy_of_teachers
 from gradalign.findings.assessed import LEAST_FOR_TRANSFER, RANKABLE, Scored, assess, tabulate
+from gradalign.findings.foretold import Horizon, foretold_of
 from gradalign.findings.notes import absent, disagreements, outcome_notes
 from gradalign.findings.rows import require_sampled, scored_rows, weigh
 from gradalign.findings.standing import KEYS, Standing, standing_of
@@ -69,19 +70,21 @@ def rank(
     draws: int = 2000,
     seed: int = 0,
     objectives: Sequence[str] | None = None,
+    horizon: Horizon | None = None,
 ) -> Ranking:
     """Rank every teacher and objective of a run by a pooled score, on the questions that all its teachers share.
 
     Only `objectives` are compared, if given.
 
-    By default by `transfer_drive`, or by `drive` where fewer than four questions are shared. `support` is that of the cosines (`visited` or
-    `full`); the other scores always speak of the whole vocabulary. Their intervals come from each question's influence, those of the
-    cosines are percentile intervals of a bootstrap over whole questions.
+    By default by `foretold`, or `first_step`, where `gradalign foretell` has found the first steps of all teachers; else by
+    `transfer_drive`, or by `drive` where fewer than four questions are shared. `horizon` is the training that `foretold` speaks of.
+    `support` is that of the cosines (`visited` or `full`); the other scores always speak of the whole vocabulary. Intervals come from
+    each question's influence; those of the cosines and of `foretold` are percentile intervals of a bootstrap over whole questions.
     """
     if by is not None and by not in RANKABLE:
         raise GradalignError(f"cannot rank by {by!r}; choose from {', '.join(RANKABLE)}")
     require_sampled(run)
-    found = _scored(run, support, draws, seed, objectives)
+    found = _scored(run, support, draws, seed, objectives, horizon)
     frame, by = tabulate(found, by)
     shared = len(found.standing.questions)
     notes = (*found.notes, *outcome_notes(run))
@@ -113,7 +116,14 @@ def paired_difference(
     return float(difference), float(low), float(high)
 
 
-def _scored(run: Run, support: str, draws: int, seed: int, objectives: Sequence[str] | None = None) -> Scored:
+def _scored(
+    run: Run,
+    support: str,
+    draws: int,
+    seed: int,
+    objectives: Sequence[str] | None = None,
+    horizon: Horizon | None = None,
+) -> Scored:
     scores, teachers = run.frame("scores"), run.identity["teachers"]
     if scores.empty:
         raise GradalignError(f"no question could be scored under any teacher ({'; '.join(outcome_notes(run))})")
@@ -126,7 +136,9 @@ def _scored(run: Run, support: str, draws: int, seed: int, objectives: Sequence[
     notes = [absent(teacher, run) for teacher in teachers if asked and teacher not in present]
     steps = steps_of(run, standing.keys, standing.questions) if len(standing.questions) >= LEAST_FOR_TRANSFER else None
     error = np.full(len(standing.keys), np.nan) if steps is None else steps.sketch_error()
-    return assess(standing, sums, None if steps is None else steps.transfer(), error, notes, draws, seed)
+    moved = None if steps is None else steps.transfer()
+    told = foretold_of(run, standing.keys, standing.questions)
+    return assess(standing, sums, moved, error, notes, draws, seed, None, told, horizon)
 
 
 def _question_sums(rows: pd.DataFrame, standing: Standing) -> ScoreSums:

@@ -10,6 +10,8 @@ from gradalign.findings.notes import CAVEAT
 from gradalign.sheets import Remark, interval, signed
 
 SCORE_HEADS = {
+    "foretold": "foretold, points",
+    "first_step": "step at 1e-4, points",
     "transfer_drive": "transfer drive ·10³",
     "transfer": "transfer",
     "drive": "drive ·10³",
@@ -20,7 +22,7 @@ SCORE_HEADS = {
     "teacher_advantage": "advantage ·10³",
 }
 TIES = "'=' marks what cannot be told from the best (95% interval of the paired difference)."
-SCORE_SCALE = {"transfer_drive": 1e3, "drive": 1e3, "teacher_advantage": 1e3}
+SCORE_SCALE = {"foretold": 1e2, "first_step": 1e-2, "transfer_drive": 1e3, "drive": 1e3, "teacher_advantage": 1e3}
 
 
 def score_formats(frame: pd.DataFrame, names: Iterable[str]) -> dict[str, Callable[[float], str]]:

@@ -1,5 +1,6 @@
 """The run folder: its schema as data, parts written and read. Knows no torch, no model and no formula."""
 
+from gradalign.store.first_steps import FIRST_STEPS, FirstSteps, read_first_steps
 from gradalign.store.folder import RunFolder
 from gradalign.store.log import RunLog, session
 from gradalign.store.places import Place, place_of
@@ -8,8 +9,10 @@ from gradalign.store.schema import TABLES, Column, arrow_schema, arrow_table, ra
 from gradalign.store.status import Status, status
 
 __all__ = [
+    "FIRST_STEPS",
     "TABLES",
     "Column",
+    "FirstSteps",
     "Place",
     "Run",
     "RunFolder",
@@ -20,6 +23,7 @@ __all__ = [
     "load_run",
     "place_of",
     "ragged",
+    "read_first_steps",
     "session",
     "status",
 ]
