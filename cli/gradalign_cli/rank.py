@@ -16,8 +16,9 @@ def rank(
     by: Annotated[
         str | None,
         typer.Option(
-            help="foretold or first_step (the default after `gradalign foretell`), transfer_drive (the default else), transfer, drive, "
-            "gain, pooled_cosine, weighted_cosine, mean_cosine or teacher_advantage; with --configs also difficulty, window or path, to break the scores down.",
+            help="foretold or first_step (the default after `gradalign foretell`), transfer_drive (the default before it), transfer, "
+            "drive, gain, pooled_cosine, weighted_cosine, mean_cosine or teacher_advantage; with --configs also difficulty, window or "
+            "path, to break the scores down.",
             show_default=False,
         ),
     ] = None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from gradalign.objectives import NodeSignals, Objective
@@ -19,7 +19,7 @@ from gradalign.returns import future_returns
 class Rollouts:
     """Rollouts as they were sampled: tokens (T,) of each, its reward, and that less the mean reward of the question's other rollouts."""
 
-    tokens: Sequence[Int[np.ndarray, " T"]]
+    tokens: Sequence[np.ndarray]
     reward_R: Float[np.ndarray, " R"]
     advantage_R: Float[np.ndarray, " R"]
 

@@ -6,7 +6,7 @@ Adam's expected first one, or D itself. What v does to the success of a question
     slope = mean over rollouts of advantage x d log pi(rollout) / d step
 
 with the derivative from two forward passes, a small step ahead and one back. Questions are split in halves, each taught to the other, so
-that no question is scored on itself. For every configuration that is about three backward and five forward passes over its rollouts.
+that no question is scored on itself. For every configuration that is a backward pass and about six forward passes over its rollouts.
 """
 
 # pandas types its results too widely for these rules.
@@ -95,8 +95,8 @@ def foretell(
     not done again. Models are loaded in float32 unless `cast` brings them, and memory is needed for about five times the student's
     weights, and for the teacher's hidden states at these rollouts.
 
-    A run's folder may come from anyone: code beside a model's files is run only with `trust_remote_code`, and an objective that is a function
-    is imported only if it is among `objectives`, which are all that is looked at where any are given.
+    A run's folder may come from anyone: code beside a model's files is run only with `trust_remote_code`, and an objective that is a
+    function is imported only if it is among `objectives`, which are all that is looked at where any are given.
     """
     run, progress = run if isinstance(run, Run) else load_run(run), progress or Silent()
     kept = FirstSteps(run.path, rollouts, batch)
@@ -121,7 +121,7 @@ def foretell(
 
 
 def _units(run: Run, configurations: Sequence[Configuration], objectives: Sequence[str]) -> list[Unit]:
-    """Every pair that the run has scores of, and every stage of the configurations, that single rollouts tell of, those of a teacher together."""
+    """Every pair that the run has scores of and every stage of the configurations, where single rollouts tell of it, by teacher."""
     scored = run.frame("scores", ["teacher", "objective"]).drop_duplicates()
     asked = [pair for pair in zip(scored["teacher"], scored["objective"], strict=True) if _asked(pair[1], objectives)]
     alike = [(*pair, QuestionWeighting(), TokenWeighting()) for pair in asked]
@@ -163,7 +163,7 @@ class _Foretelling:
         contexts = run.frame("contexts", ["question", "teacher", "prompt_tokens"])
         self.prompts: dict[str, dict[str, tuple[int, ...]]] = {}
         for row in contexts.itertuples():
-            self.prompts.setdefault(str(row.teacher), {})[str(row.question)] = tuple(row.prompt_tokens)
+            self.prompts.setdefault(str(row.teacher), {})[str(row.question)] = tuple(row.prompt_tokens.tolist())
         self._read: tuple[str | None, dict[str, list[torch.Tensor]]] = (None, {})
 
     def rows(self, unit: Unit, progress: Progress) -> list[dict[str, Any]]:
