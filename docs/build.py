@@ -10,7 +10,7 @@ import typer
 from gradalign_cli.main import app
 from typer.cli import get_docs_for_click
 
-from gradalign.store import TABLES
+from gradalign.store import FIRST_STEPS, TABLES
 
 HERE = Path(__file__).parent
 STORED = HERE.parent / "benchmarks" / "smollm2"
@@ -26,9 +26,9 @@ def schema_page() -> str:
         "(`gradalign status` reads it), and a folder of Parquet files for each "
         'table. They open in pandas, DuckDB, Polars or `datasets.load_dataset("parquet", …)` without this package; '
         "`gradalign.load_run(path)` gives them as frames: `run.alignment`, `run.nodes`, … Columns carry unit and meaning as Arrow metadata "
-        "too.\n",
+        "too. `first_steps.parquet` is there once `gradalign foretell` was asked.\n",
     ]
-    for table, columns in TABLES.items():
+    for table, columns in [*TABLES.items(), ("first_steps.parquet", FIRST_STEPS)]:
         rows = [f"| `{c.name}` | {c.type} | {c.unit} | {c.meaning.replace('|', chr(92) + '|')} |" for c in columns]
         parts.append("\n".join([f"## {table}\n", "| column | type | unit | meaning |", "| --- | --- | --- | --- |", *rows, ""]))
     return "\n".join(parts)

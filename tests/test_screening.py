@@ -67,7 +67,7 @@ def row(teacher: str, transfer: float, half: float, advantage: float, objective:
     return {
         "teacher": teacher, "objective": objective, "transfer_drive": transfer, "transfer_drive_low": transfer - half,
         "transfer_drive_high": transfer + half, "teacher_advantage": advantage, "teacher_advantage_low": advantage - 0.1,
-        "teacher_advantage_high": advantage + 0.1, "drive_low": 0.1,
+        "teacher_advantage_high": advantage + 0.1, "drive_low": 0.1, "first_step_share": np.nan,
     }  # fmt: skip
 
 
@@ -190,3 +190,19 @@ def test_what_was_not_sampled_is_missing_and_not_nought(tmp_path):
     assert "ctx:reference" in found._repr_html_()
     with pytest.raises(GradalignError, match="no teacher was scored with objective 'forward_kl'"):
         screen_contexts(run, "forward_kl")
+
+
+def test_first_steps_tell_of_all_that_do_not_help_others():
+    def stepped(teacher: str, share: float, high: float = 1.0, better: bool = True) -> dict:
+        found = row(teacher, 1.0, 0.5, 1.0 if better else -1.0)
+        return found | {"first_step": share, "first_step_high": high, "first_step_share": share, "drive_low": -1.0}
+
+    rows = [stepped("sound", 1.0), stepped("fair", 0.6), stepped("leak", 0.2), stepped("misled", 0.1, better=False),
+            stepped("wrong", -0.9, -0.5, better=False), stepped("nothing", 0.0)]  # fmt: skip
+    found = disagreements(pd.DataFrame(rows), {}, lambda each: each["teacher"])
+    assert [text.partition(":")[0] for text in found] == ["leak", "misled", "wrong"]
+    assert "helps other questions by 20% of what one as long on sound does. It may know what the student cannot" in found[0]
+    assert found[1:] == [
+        "misled: a step on it helps other questions by 10% of what one as long on sound does.",
+        "wrong: a step on it would lower other questions.",
+    ]

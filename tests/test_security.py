@@ -178,6 +178,7 @@ COMMANDS = {
     "score": ["q.jsonl", *TINY[2:], "--out", "mine"],
     "contexts": ["q.jsonl", *TINY[2:-2], "--teacher-rollouts", "2", "--teacher", "ctx:reference", "--out", "screened"],
     "rank": ["r", "--configs", "c.yaml"],
+    "foretell": ["r"],
     "paths": ["r", "--draws", "100"],
     "findings": ["r", "--draws", "100"],
     "pbsd": ["r"],

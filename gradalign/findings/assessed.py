@@ -16,7 +16,8 @@ from gradalign.transfer import Transfer, pair_influence
 from gradalign.types import REWARDS, GradalignError
 
 TRANSFER = ("transfer_drive", "transfer")
-RANKABLE = (*FORETOLD, *TRANSFER, *SCORES)
+OF_OTHERS = (*FORETOLD, *TRANSFER)  # what a step does to questions that it is not made of
+RANKABLE = (*OF_OTHERS, *SCORES)
 LEAST_FOR_TRANSFER = 4
 _FEW = "fewer than four questions are shared; score more of them"
 _NO_NODE = "no node is informative; score more questions or a larger --budget"

@@ -17,7 +17,7 @@ from gradalign.findings.notes import absent, disagreements, outcome_notes
 from gradalign.findings.rows import require_sampled, scored_rows, weigh
 from gradalign.findings.standing import KEYS, Standing, standing_of
 from gradalign.findings.steps import steps_of
-from gradalign.findings.wording import SCORE_HEADS, TIES, placed, remarks, score_formats, score_interval
+from gradalign.findings.wording import SCORE_HEADS, TIES, other_scores, placed, remarks, score_formats, score_interval
 from gradalign.inference import influence_interval, percentile_interval
 from gradalign.sheets import Head, Remark, Sheet, Shown, number
 from gradalign.store import Run
@@ -45,11 +45,11 @@ class Ranking(Shown):
     def sheets(self) -> list[Sheet]:
         """Best first: scores, the interval of the ordering score, the paired difference to the best, and what it rests on."""
         by, frame = self.by, self.frame
-        others = [name for name in SCORE_HEADS if name != by]
+        others = other_scores(frame, by)
         heads = [Head(""), Head("teacher", number=False), Head("objective", number=False),
                  Head(SCORE_HEADS[by], strong=True), Head("95% interval"), Head("less the best"), Head("P(best)", spare=True),
                  *(Head(SCORE_HEADS[name], spare=True) for name in others)]  # fmt: skip
-        show = score_formats(frame, SCORE_HEADS)
+        show = score_formats(frame, (by, *others))
         rows = [
             (placed(place, row["tied"]), row["teacher"], row["objective"], show[by](row[by]), score_interval(row, by, show[by]),
              "best" if place == 1 else score_interval(row, "difference", show[by]), number(row["p_best"], ".2f"),

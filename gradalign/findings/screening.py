@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from gradalign.findings.accuracy import Accuracy, accuracy_of_teachers, share_with_interval
+from gradalign.findings.assessed import OF_OTHERS
 from gradalign.findings.notes import disagreements, outcome_notes
 from gradalign.findings.ranking import Ranking, rank
 from gradalign.findings.rows import natural
@@ -23,7 +24,8 @@ from gradalign.store import Run
 from gradalign.types import REWARDS, GradalignError
 
 ALONE = "the student alone"
-_SCORES = ("transfer_drive", "transfer", "drive", "gain", "mean_cosine", "pooled_cosine", "teacher_advantage")
+_SCORES = (*OF_OTHERS, "drive", "gain", "mean_cosine", "pooled_cosine", "teacher_advantage")
+_OF_RANKING = {"tied": False, "p_best": np.nan, "first_step_share": np.nan}
 _ACCURACY = tuple(field.name for field in fields(Accuracy))
 _FEW = 0.8  # share of questions below which a context is said to be had for few
 _BANDS = (
@@ -41,13 +43,15 @@ class ContextScreening(Shown):
     `accuracy` of rollouts sampled under it and `lift` over the student alone on the same questions, each with its interval; `stated`, the
     share of questions whose context states an answer, `follows` and `alone`, how often rollouts under it and the student's own give that
     answer, and `copied` with its interval: of the rollouts that would have said otherwise, the share that say it (an upper bound for
-    copying, since a demonstration's steps lead there too); the scores of a `Ranking` with their intervals. What was not sampled or
-    cannot be told is missing. `by_difficulty` has accuracy by stated difficulty, else by how often separate demonstrations were right.
+    copying, since a demonstration's steps lead there too); the scores of a `Ranking` with their intervals, best by `by` first. What was
+    not sampled or cannot be told is missing. `by_difficulty` has accuracy by stated difficulty, else by how often separate demonstrations
+    were right.
     """
 
     frame: pd.DataFrame
     by_difficulty: pd.DataFrame
     objective: str
+    by: str
     questions: int
     recommendation: str
     reasons: tuple[str, ...]
@@ -58,7 +62,7 @@ class ContextScreening(Shown):
     def sheets(self) -> list[Sheet]:
         """The table with the recommendation, and accuracy by difficulty."""
         frame = self.frame
-        score = "transfer_drive" if frame["transfer_drive"].notna().any() else "drive"
+        score = self.by
         others = [name for name in ("drive", "gain", "mean_cosine") if name != score]
         heads = (
             Head("teacher", number=False), Head("accuracy [95%]"), Head(f"{SCORE_HEADS[score]} [95%]", strong=True), Head("built"),
@@ -124,16 +128,16 @@ def screen_contexts(run: Run, objective: str | None = None, draws: int = 2000, s
         row |= _copying(mine, questions, counts)
         scored = ranked.get(teacher, {})
         row |= {f"{name}{end}": scored.get(f"{name}{end}", np.nan) for name in _SCORES for end in ("", "_low", "_high")}
-        row |= {name: scored.get(name, default) for name, default in (("tied", False), ("p_best", np.nan))}
+        row |= {name: scored.get(name, default) for name, default in _OF_RANKING.items()}
         rows.append(row)
-    by = "transfer_drive" if any(not np.isnan(row["transfer_drive"]) for row in rows) else "drive"
+    by = "drive" if ranking is None else ranking.by
     frame = pd.DataFrame(rows).sort_values(by, ascending=False, kind="stable", ignore_index=True)
     warned = disagreements(frame, accurate, lambda row: row["teacher"])
     suspects = {teacher for teacher in teachers if any(warning.startswith(f"{teacher}: ") for warning in warned)}
     alone = questions["pass_rate"].to_numpy(dtype=np.float64)
     recommendation, reasons, doubts = _recommend(frame, by, suspects)
     return ContextScreening(
-        _with_alone(frame, alone), _by_difficulty(run, answers, questions), objective, len(questions), recommendation, tuple(reasons),
+        _with_alone(frame, alone), _by_difficulty(run, answers, questions), objective, by, len(questions), recommendation, tuple(reasons),
         tuple(doubts), tuple(warned), (*notes, *outcome_notes(run)),
     )  # fmt: skip
 
@@ -233,7 +237,7 @@ def _recommend(frame: pd.DataFrame, by: str, suspects: set[str]) -> tuple[str, l
     rivals = [row for row in sound if row is sound[0] or (row["tied"] and row[by] > 0)]
     best = min(rivals, key=lambda row: len(_objections(row)))
     show = score_formats(frame, (by,))[by]
-    what = "others" if by == "transfer_drive" else "the same questions"
+    what = "others" if by in OF_OTHERS else "the same questions"
     most = "most" if best is sound[0] else f"no less than toward {sound[0]['teacher']}, as far as can be told"
     reasons = [
         f"a step toward it on some questions raises success on {what} {most} ({SCORE_HEADS[by]} {score_cell(best, by, show)})"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradalign.findings.foretold import FORETOLD
 from gradalign.findings.notes import CAVEAT
 from gradalign.sheets import Remark, interval, signed
 
@@ -31,6 +32,12 @@ def score_formats(frame: pd.DataFrame, names: Iterable[str]) -> dict[str, Callab
         name: signed(np.asarray(frame[[name, f"{name}_low", f"{name}_high"]], dtype=np.float64), SCORE_SCALE.get(name, 1.0))
         for name in names
     }
+
+
+def other_scores(frame: pd.DataFrame, by: str) -> list[str]:
+    """The scores beside the ordering one; what first steps say only where they are known."""
+    known = {name for name in FORETOLD if bool(frame[name].notna().any())}
+    return [name for name in SCORE_HEADS if name != by and (name in known or name not in FORETOLD)]
 
 
 def score_interval(row: dict[str, Any], name: str, show: Callable[[float], str]) -> str:

@@ -25,6 +25,7 @@ from gradalign.findings import (
     rank_configurations,
     screen_contexts,
 )
+from gradalign.findings.foretold import FORETOLD
 from gradalign.findings.overview import PROFILES
 from gradalign.findings.rows import node_rows
 from gradalign.findings.tokens import pairs_of
@@ -160,7 +161,7 @@ def _plain(found: Shown, page: _Page) -> _Content:
 def _ranking(found: Ranking, page: _Page) -> _Content:
     frame = found.frame.copy()
     names = [f"{row['teacher']}, {row['objective']}" for row in frame.to_dict("records")]
-    scores = [name for name in ("transfer_drive", "drive", "gain") if frame[name].notna().any()]
+    scores = [name for name in (*FORETOLD, "transfer_drive", "drive", "gain") if frame[name].notna().any()]
     for name in scores:
         frame[[name, f"{name}_low", f"{name}_high"]] *= SCORE_SCALE.get(name, 1.0)
     drawn = figures.ranking_figure(frame, [(name, SCORE_HEADS[name]) for name in scores], names)

@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 
 from gradalign.findings import ContextScreening, PathComparison, Ranking
+from gradalign.findings.assessed import OF_OTHERS
 from gradalign.findings.wording import SCORE_HEADS, score_cell, score_formats
 from gradalign.sheets import Remark
 from gradalign.types import REWARDS
@@ -30,7 +31,7 @@ def _of_ranking(ranking: Ranking) -> Iterator[Remark]:
     frame, by = ranking.frame, ranking.by
     show = score_formats(frame, (by,))[by]
     best, worst = frame.iloc[0].to_dict(), frame[frame[by].notna()].iloc[-1].to_dict()
-    where = "on other questions" if by == "transfer_drive" else "where it is taken"
+    where = "on other questions" if by in OF_OTHERS else "where it is taken"
     value = f"{SCORE_HEADS[by]} {score_cell(best, by, show)}"
     step = f"Over {ranking.questions} questions, a {_step(best)}"
     if best[f"{by}_low"] > 0:
