@@ -232,10 +232,10 @@ def mean_of(told, teacher: str, objective: str = "reverse_kl", name: str = "adam
 def test_slopes_are_products_of_gradients(scored, told, trainee):
     """Of the same rollouts: <D, gradient of success>, by a backward pass over all of the other half's, against central differences."""
     cast = module.load_cast(module._config(scored, module._units(scored, (), ()), False), module.Execution(engine="hf"))
-    work = module._Foretelling(scored, cast, Trainee(cast.student.model.language_model), module.ROLLOUTS, 8)
+    work = module.Foretelling(scored, cast, Trainee(cast.student.model.language_model), module.ROLLOUTS, 8)
     unit = next(u for u in module._units(scored, (), ()) if u.key == ("ctx:correct_demo", "reverse_kl", "uniform", "all"))
     for half in range(2):
-        step, others = work._step(unit, work.taught[half::2]), work.taught[1 - half :: 2]
+        step, others = work.step(unit, work.taught[half::2]), work.taught[1 - half :: 2]
         texts = [text for other in others for text in other.texts]
         worth = np.concatenate([other.rollouts.advantage_R / len(other.rollouts.advantage_R) for other in others]) / len(others)
         gradient = torch.autograd.grad(plainly(work.trainee, texts, worth), work.trainee.parameters)

@@ -22,29 +22,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from derivatives import FULL, derivatives
 from judging import intervals, reliability, table
 from prediction import CHEAP, predictions, score
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from settings import HELD_OUT, HORIZONS, PLACE, SEEDS, Setting, all_settings, configurations
+from settings import HELD_OUT, HORIZONS, PLACE, RATES, SEEDS, Setting, all_settings, configurations
 from training import Exam, Trainee, external, lessons_of, load, train
 
 from gradalign.configurations import Configuration
 from gradalign.findings.assessed import RANKABLE
 from gradalign.models import CausalLanguageModel
 from gradalign.questions import load_questions
-from gradalign.store import Run, load_run
+from gradalign.store import load_run
 
 SMALL = os.environ.get("SMALL") == "1"
 KEPT = PLACE.parent / "results" / "validation"
-RATES = (
-    1e-4,
-    4e-4,
-)  # of Adam, chosen once: after one step of the larger a good teacher's student gains about 6 points, of the smaller 2
 ANSWERS = 32  # to each held-out question
-PREDICTORS = (*RANKABLE, *FULL, "nearing", *CHEAP)
+PREDICTORS = (*RANKABLE, "foretold, no horizon", *CHEAP)
 KEYS = ["questions", "student", "configuration", "seed", "rate"]
 
 
@@ -127,8 +122,9 @@ def main() -> None:
     settings = [setting for setting in all_settings() if options.only in (None, setting.folder)]
     for setting in settings[: 1 if SMALL else None] if not options.judge else []:
         run = score(setting, work, *([16] if SMALL else []))
-        _add(kept / "predictions.parquet", foretold(setting, run).to_dict("records"), KEYS[:3])
-        held = _held(kept / "training.parquet")
+        if (setting.questions, setting.student) not in _held(kept / "predictions.parquet", KEYS[:2]):
+            _add(kept / "predictions.parquet", predictions(setting, run).to_dict("records"), KEYS[:3])
+        held = _held(kept / "training.parquet", KEYS)
         jobs = [job for job in jobs_of(setting, str(run.path)) if job.key not in held]
         for rows in trained(jobs, options.workers):
             _add(kept / "training.parquet", rows, [*KEYS, "steps"])
@@ -146,33 +142,28 @@ def jobs_of(setting: Setting, folder: str) -> list[Job]:
 def judge(kept: Path) -> None:
     """Put side by side what was foretold and what happened, and keep the tables."""
     told, training = (pd.read_parquet(kept / f"{name}.parquet") for name in ("predictions", "training"))
-    table(told, training, PREDICTORS).to_parquet(kept / "judged.parquet")
-    found = intervals(told, training, PREDICTORS)
+    judged, found = table(told, training, PREDICTORS), intervals(told, training, PREDICTORS)
+    judged.to_parquet(kept / "judged.parquet")
     found.to_parquet(kept / "intervals.parquet")
-    sure = reliability(training).groupby(["rate", "steps"])["one_seed_against_others"].mean() if not SMALL else None
-    for (rate, steps), rows in found.groupby(["rate", "steps"]):
-        shown = Table(title=f"Spearman of foretold and measured change: Adam at {rate:g}, {steps} steps")
+    for key, rows in found.groupby(["student", "rate", "steps"]):
+        mine = judged.query("student == @key[0] and rate == @key[1] and steps == @key[2]")
+        title = f"Spearman of foretold and measured change, {key[0]} student: Adam at {key[1]:g}, {key[2]} steps"
+        shown = Table(title=f"{title}, {mine['questions'].nunique()} question sets")
         for head in ("predictor", "Spearman", "95% interval", "regret, points"):
             shown.add_column(head, justify="left" if head == "predictor" else "right")
-        judged = pd.read_parquet(kept / "judged.parquet").query("rate == @rate and steps == @steps")
-        regrets = judged.groupby("predictor")["regret"].mean()
         for row in rows.sort_values("spearman", ascending=False).to_dict("records"):
-            cells = (f"{row['spearman']:.3f}", f"[{row['low']:.3f}, {row['high']:.3f}]", f"{regrets[row['predictor']]:.2f}")
-            shown.add_row(row["predictor"], *cells)
-        if sure is not None:
+            regret = mine[mine["predictor"] == row["predictor"]]["regret"].mean()
+            shown.add_row(row["predictor"], f"{row['spearman']:.3f}", f"[{row['low']:.3f}, {row['high']:.3f}]", f"{regret:.2f}")
+        if not SMALL:
+            sure = reliability(training.query("student == @key[0] and rate == @key[1] and steps == @key[2]"))
             shown.add_section()
-            shown.add_row("(one seed of training, of the others)", f"{sure[rate, steps]:.3f}", "", "")
+            shown.add_row("(one seed of training, of the others)", f"{sure['one_seed_against_others'].mean():.3f}", "", "")
         Console(width=120).print(shown)
 
 
-def foretold(setting: Setting, run: Run) -> pd.DataFrame:
-    """Every predictor of every configuration."""
-    return predictions(setting, run).merge(derivatives(setting, run), on=KEYS[:3])
-
-
-def _held(path: Path) -> set[tuple[Any, ...]]:
-    """Keys of the training runs that were done before."""
-    return set(pd.read_parquet(path, columns=KEYS).itertuples(index=False, name=None)) if path.exists() else set()
+def _held(path: Path, keys: list[str]) -> set[tuple[Any, ...]]:
+    """Keys of what was done before."""
+    return set(pd.read_parquet(path, columns=keys).itertuples(index=False, name=None)) if path.exists() else set()
 
 
 def _add(path: Path, rows: list[dict[str, Any]], keys: list[str]) -> None:

@@ -3,9 +3,9 @@
     python benchmarks/validate_ranking/first_order.py --setting arithmetic-small
 
 The student takes one step along a configuration's gradient from half of the run's questions, of such a length that success on the other
-half should change by so much, and one of that length back; all three answer these questions many times with the same seeds. Measured is
-half the difference of the two steps, which the second order leaves alone. Foretold is <D / |D|, G> times the length, with G from fresh
-rollouts of these questions, no fewer. Both have a standard error over the same questions, as has their difference. Kept in
+half should change by so much, and one of that length back; both students answer these questions many times with the same seeds. Measured
+is half the difference, which the second order leaves alone. Foretold is the slope that `gradalign foretell` finds along that step, from
+fresh rollouts of these questions, no fewer. Both have a standard error over the same questions, as has their difference. Kept in
 benchmarks/results/validation/first_order.json. SMALL=1: few answers; keeps nothing.
 """
 
@@ -14,48 +14,55 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from derivatives import base_rollouts, success_gradient, training_step
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from settings import PLACE, Setting, configurations
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from training import Exam, Lesson, Trainee, lessons_of, load
+from training import Exam, Trainee, load
 
 from gradalign.configurations import Configuration
-from gradalign.models import LoadedModel
-from gradalign.questions import grade
+from gradalign.first_step import OPTIMISER_BATCH, Foretelling, Taught, Unit
+from gradalign.first_step.directions import Rollouts, advantages
+from gradalign.first_step.moments import Parameters
+from gradalign.first_step.student import Trainee as Moved
+from gradalign.models import CausalLanguageModel, LoadedModel
+from gradalign.pipeline import Execution, RunConfig, load_cast
+from gradalign.questions import grade, load_questions
 from gradalign.seeds import seed_of
-from gradalign.store import Run, load_run
+from gradalign.store import load_run
+from gradalign.types import Question
 
 SMALL = os.environ.get("SMALL") == "1"
 NAMES = ("correct",) if SMALL else ("correct", "correct forward", "half right", "larger", "leak", "mostly wrong forward")
 CHANGES = (0.01,) if SMALL else (0.005, 0.01, 0.02)
 ANSWERS = 64 if SMALL else 1024
+ROLLOUTS = 16  # of each question, for the gradient
 
 
-def compared(run: Run, student: LoadedModel, how: Configuration, changes: Sequence[float]) -> list[dict[str, float | str]]:
+def compared(
+    work: Foretelling, student: LoadedModel, questions: Sequence[Question], how: Configuration, changes: Sequence[float]
+) -> list[dict[str, Any]]:
     """A row for each change that is asked for."""
-    rollouts = base_rollouts(run)
-    lessons = {lesson.question.id: lesson for lesson in lessons_of(run, how, student)}
-    halves = [[lessons[name] for name in list(rollouts)[half::2] if name in lessons] for half in range(2)]
-    direction = training_step(student, how, halves[0], rollouts).mean
-    direction = direction / direction.norm()
-    slopes = slopes_of(student, halves[1], direction)
-    exam = Exam([lesson.question for lesson in halves[1]], student, ANSWERS)
-    rows: list[dict[str, float | str]] = []
+    assert how.teacher is not None
+    step = work.step(Unit(how.teacher, how.objective, how.questions, how.tokens), work.taught[0::2])
+    assert step is not None
+    length = sum(float(each.double().square().sum()) for each in step.mean) ** 0.5
+    direction = [each / length for each in step.mean]
+    asked = {question.id: question for question in questions}
+    others = [(asked[taught.question], taught) for taught in work.taught[1::2]]
+    slopes = work.slopes(direction, [_afresh(question, taught, student) for question, taught in others])
+    exam = Exam([question for question, _ in others], student, ANSWERS)
+    rows = []
     for change in track(changes, how.name):
-        length = change / abs(slopes.mean())
-        right = []
-        for sign in (1, -1):
-            moved = Trainee(student)
-            _step(moved, sign * length * direction)
-            right.append(exam.right(moved) / ANSWERS)
-        measured, told = (right[0] - right[1]) / 2, length * slopes
+        size = change / abs(slopes.mean())
+        ahead, back = (exam.right(_moved(student, direction, sign * size)) / ANSWERS for sign in (1, -1))
+        measured, told = (ahead - back) / 2, size * slopes
         ratio = measured.mean() / told.mean()
         error = (measured - ratio * told).std(ddof=1) / np.sqrt(len(told)) / abs(told.mean())
         rows.append(
@@ -65,21 +72,20 @@ def compared(run: Run, student: LoadedModel, how: Configuration, changes: Sequen
     return rows
 
 
-def slopes_of(student: LoadedModel, lessons: Sequence[Lesson], direction: torch.Tensor) -> np.ndarray:
-    """<direction, gradient of success> of each question, from fresh rollouts: (Q,)."""
-    seeds = [tuple(seed_of("slope", lesson.question.id, i) for i in range(ANSWERS)) for lesson in lessons]
-    sampled = Trainee(student).sample([lesson.prompt for lesson in lessons], seeds)
-    found = []
-    for lesson, mine in zip(lessons, sampled, strict=True):
-        graded = [(tokens, grade(lesson.question, student.codec.text(tokens)).reward) for tokens in mine]
-        found.append(float(direction @ success_gradient(student, [lesson], {lesson.question.id: graded})))
-    return np.array(found)
+def _afresh(question: Question, taught: Taught, student: LoadedModel) -> Taught:
+    """The question with new rollouts, and many."""
+    seeds = tuple(seed_of("slope", question.id, i) for i in range(ANSWERS))
+    tokens = Trainee(student).sample([taught.prompt], [seeds])[0]
+    reward = np.array([grade(question, student.codec.text(each)).reward for each in tokens])
+    return replace(taught, rollouts=Rollouts(tokens, reward, advantages(reward)))
 
 
 @torch.no_grad()
-def _step(trainee: Trainee, by: torch.Tensor) -> None:
-    parameters = list(trainee.language_model.model.parameters())
-    vector_to_parameters(parameters_to_vector(parameters) + by.float(), parameters)
+def _moved(student: LoadedModel, direction: Parameters, by: float) -> Trainee:
+    moved = Trainee(student)
+    for parameter, along in zip(moved.language_model.model.parameters(), direction, strict=True):
+        parameter.add_(along, alpha=by)
+    return moved
 
 
 def main() -> int:
@@ -90,7 +96,14 @@ def main() -> int:
     setting = Setting(*options.setting.split("-"))
     run, student = load_run(options.work.resolve() / setting.folder), load(setting.student)
     os.chdir(PLACE)
-    rows = [row for how in configurations() if how.name in NAMES for row in compared(run, student, how, CHANGES)]
+    teachers = ("ctx:none", "model:builtin:large")
+    config = RunConfig(student=f"builtin:{setting.student}", questions=run.identity["questions"], teachers=teachers)
+    cast = load_cast(config, Execution(engine="hf"))
+    model = cast.student.model.language_model
+    assert isinstance(model, CausalLanguageModel)
+    work = Foretelling(run, cast, Moved(model), ROLLOUTS, OPTIMISER_BATCH)
+    questions, wanted = load_questions(config.questions), [how for how in configurations() if how.name in NAMES]
+    rows = [row for how in wanted for row in compared(work, student, questions, how, CHANGES)]
     table = Table(title=f"Change of success after one small step, {setting}: measured over foretold")
     for head in ("configuration", "foretold", "measured", "ratio"):
         table.add_column(head, justify="left" if head == "configuration" else "right")

@@ -5,23 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from prediction import foretold_at
 from scipy.stats import kendalltau, rankdata
 
+from gradalign.findings.assessed import RANKABLE
+
 DRAWS = 50 if os.environ.get("SMALL") == "1" else 1000
-SIGNED = (
-    "gain",
-    "drive",
-    "mean_cosine",
-    "weighted_cosine",
-    "pooled_cosine",
-    "teacher_advantage",
-    "transfer",
-    "transfer_drive",
-    "full_drive",
-    "full_transfer",
-    "full_adam",
-    "nearing",
-)
+SIGNED = (*RANKABLE, "foretold, no horizon")
 _SURE = 2.0  # standard errors of a change that is told from nothing
 BY = ["questions", "student", "rate", "steps"]
 
@@ -37,18 +27,6 @@ def measured(training: pd.DataFrame) -> pd.DataFrame:
     within = groups["change_se"].apply(lambda se: np.sqrt((se**2).sum()) / len(se))
     found["change_se"] = np.maximum(between.fillna(0.0), within)
     return found[["change", "change_se"]].reset_index()
-
-
-def nearing(slope: np.ndarray, level: np.ndarray, steps: int) -> np.ndarray:
-    """Change of success after some steps, from the gain of the first (`slope`) and how far the teacher is above the student (`level`).
-
-    The solution of d change / d steps = slope (1 - change / level): what is left to gain shrinks as the student comes to answer as the
-    teacher does. Where the first step leads away from the teacher's level (what lifts the teacher does not carry over), nothing is
-    known to stop it, and the change goes on as it began.
-    """
-    toward = slope * level > 0
-    share = np.divide(steps * slope, level, out=np.zeros_like(slope), where=toward)
-    return np.where(toward, -level * np.expm1(-share), steps * slope)
 
 
 def spearman(predicted: np.ndarray, change: np.ndarray) -> float:
@@ -90,11 +68,9 @@ def table(predictions: pd.DataFrame, training: pd.DataFrame, predictors: Sequenc
 
 
 def told_by(name: str, rows: pd.DataFrame, rate: float, steps: int) -> np.ndarray:
-    """A predictor's values; `nearing` is made from two others, at this rate and horizon."""
-    if name == "nearing":
-        slope, level = (rows[column].to_numpy(dtype=float) for column in ("full_adam", "teacher_lift"))
-        return nearing(rate * slope, level, steps)
-    return rows[name].to_numpy(dtype=float)
+    """A predictor's values; `foretold` is that for this rate and horizon."""
+    column = {"foretold": foretold_at(rate, steps), "foretold, no horizon": "foretold"}.get(name, name)
+    return rows[column].to_numpy(dtype=float)
 
 
 def reliability(training: pd.DataFrame) -> pd.DataFrame:
@@ -108,13 +84,14 @@ def reliability(training: pd.DataFrame) -> pd.DataFrame:
 
 
 def intervals(predictions: pd.DataFrame, training: pd.DataFrame, predictors: Sequence[str], seed: int = 0) -> pd.DataFrame:
-    """By rate, horizon and predictor: the mean Spearman over settings, its 95% interval, and that of its lead over every other predictor.
+    """By student, rate, horizon and predictor: the mean Spearman over question sets, its 95% interval, and the lower end of the interval of
+    its lead over every other predictor.
 
-    Resampled are configurations (the same ones in every setting) and seeds of training.
+    Resampled are configurations (the same ones for every question set) and seeds of training.
     """
     rng, rows = np.random.default_rng(seed), []
     names, seeds = np.unique(predictions["configuration"]), np.unique(training["seed"])
-    for (rate, steps), mine in training.groupby(["rate", "steps"]):
+    for (student, rate, steps), mine in training.groupby(["student", "rate", "steps"]):
         settings = []
         for key, one in mine.groupby(["questions", "student"]):
             change_SC = (
@@ -129,7 +106,15 @@ def intervals(predictions: pd.DataFrame, training: pd.DataFrame, predictors: Seq
         value = _resampled(settings, np.arange(len(names)), np.arange(len(seeds)))
         for i, name in enumerate(predictors):
             low, high = np.quantile(draws[:, i], [0.025, 0.975])
-            row = {"rate": rate, "steps": steps, "predictor": name, "spearman": value[i], "low": low, "high": high}
+            row = {
+                "student": student,
+                "rate": rate,
+                "steps": steps,
+                "predictor": name,
+                "spearman": value[i],
+                "low": low,
+                "high": high,
+            }
             for j, other in enumerate(predictors):
                 row[f"over {other}"] = np.quantile(draws[:, i] - draws[:, j], 0.025)
             rows.append(row)

@@ -4,17 +4,18 @@ import zlib
 from pathlib import Path
 
 import pandas as pd
-from settings import LEAKS, MAX_TOKENS, TRAINED_ON, Setting, configurations
+from grace import grace
+from settings import HORIZONS, LEAKS, MAX_TOKENS, RATES, TRAINED_ON, Setting, configurations
 
 import gradalign
 from gradalign.configurations import Configuration, step_weightings
-from gradalign.findings import rank_configurations
+from gradalign.findings import Horizon, rank_configurations
 from gradalign.findings.accuracy import accuracy_of_teachers
 from gradalign.findings.assessed import RANKABLE
 from gradalign.store import Run
 
 TEACHER_ROLLOUTS = 16
-CHEAP = ("teacher_accuracy", "teacher_lift", "reverse_kl", "forward_kl", "top_overlap", "random")
+CHEAP = ("teacher_accuracy", "reverse_kl", "forward_kl", "top_overlap", "grace", "random")
 
 
 def score(setting: Setting, work: Path, limit: int = TRAINED_ON) -> Run:
@@ -34,26 +35,43 @@ def score(setting: Setting, work: Path, limit: int = TRAINED_ON) -> Run:
 
 
 def predictions(setting: Setting, run: Run) -> pd.DataFrame:
-    """A row a configuration: every predictor, whether the tool warns of it, and whether its context leaks."""
+    """A row a configuration: every predictor, whether the tool warns of it, and whether its context leaks.
+
+    `foretold` is told for every rate and horizon, in columns of their own (`foretold_at`), and for none in particular.
+    """
     wanted = configurations()
+    gradalign.foretell(run, wanted)
     ranking = rank_configurations(run, wanted)
     scores = ranking.frame.set_index("configuration")
-    accuracy, distance = accuracy_of_teachers(run), _distances(run)
+    at = {
+        foretold_at(rate, steps): rank_configurations(
+            run, wanted, "foretold", draws=100, horizon=Horizon(steps, rate)
+        ).frame.set_index("configuration")["foretold"]
+        for rate in RATES
+        for steps in HORIZONS
+    }
+    accuracy, distance, steady = accuracy_of_teachers(run), _distances(run), grace(run, setting.student)
     rows = []
     for configuration in wanted:
         score, teacher = scores.loc[configuration.name], configuration.teacher
         rows.append(
             {"questions": setting.questions, "student": setting.student, "configuration": configuration.name}
-            | {name: float(score[name]) for name in RANKABLE}
+            | {name: float(score[name]) for name in (*RANKABLE, "first_step_share")}
+            | {name: float(values[configuration.name]) for name, values in at.items()}
             | {"teacher_accuracy": accuracy[teacher].accuracy, "teacher_lift": accuracy[teacher].lift}
             | {name: float(distance.loc[teacher, name]) for name in ("reverse_kl", "forward_kl", "top_overlap")}
-            | {"random": _random(setting, configuration)}
+            | {"grace": -steady[teacher], "random": _random(setting, configuration)}
             | {
                 "warned": any(warning.startswith(f"{configuration.name}: ") for warning in ranking.warnings),
                 "leaks": teacher in LEAKS,
             }
         )
     return pd.DataFrame(rows)
+
+
+def foretold_at(rate: float, steps: int) -> str:
+    """The column of what is foretold for so many steps of Adam at that rate."""
+    return f"foretold {rate:g} {steps}"
 
 
 def _distances(run: Run) -> pd.DataFrame:

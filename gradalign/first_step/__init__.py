@@ -1,5 +1,5 @@
 """What the first step of training does to success on other questions: derivatives in all parameters of the student."""
 
-from gradalign.first_step.foretelling import OPTIMISER_BATCH, foretell
+from gradalign.first_step.foretelling import OPTIMISER_BATCH, Foretelling, Taught, Unit, foretell
 
-__all__ = ["OPTIMISER_BATCH", "foretell"]
+__all__ = ["OPTIMISER_BATCH", "Foretelling", "Taught", "Unit", "foretell"]

@@ -28,6 +28,11 @@ class Rollouts:
         return [len(tokens) for tokens in self.tokens]
 
 
+def advantages(reward_R: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
+    """Rewards of a question's rollouts, each less the mean of the others (leave-one-out baseline; Kool et al., 2019)."""
+    return (reward_R - reward_R.mean()) * len(reward_R) / (len(reward_R) - 1)
+
+
 def untold(objective: Objective) -> str | None:
     """Why single rollouts do not tell an objective's direction; None if they do."""
     paired = objective.outcome is not None and objective.outcome.kind == "pair_weight"

@@ -25,7 +25,7 @@ import torch
 from gradalign.configurations import Configuration, QuestionWeighting, TokenWeighting
 from gradalign.contexts import parse_teacher
 from gradalign.endpoint import PREFIX
-from gradalign.first_step.directions import Rollouts, rollout_direction, untold
+from gradalign.first_step.directions import Rollouts, advantages, rollout_direction, untold
 from gradalign.first_step.moments import Moments, Parameters, Step
 from gradalign.first_step.student import Text, Trainee
 from gradalign.models import CausalLanguageModel
@@ -45,7 +45,7 @@ _NUDGE = (
 
 
 @dataclass(frozen=True, eq=False)
-class _Taught:
+class Taught:
     """A question: the student's prompt, its base rollouts and what they are worth."""
 
     question: str
@@ -110,7 +110,7 @@ def foretell(
         student = cast.student.model.language_model
         if not isinstance(student, CausalLanguageModel):
             raise GradalignError(f"{student.name} is served: its weights are not here to take gradients of")
-        work = _Foretelling(run, cast, Trainee(student), rollouts, batch)
+        work = Foretelling(run, cast, Trainee(student), rollouts, batch)
         progress.begin(len(wanted) * len(work.taught), 0)
         for unit in wanted:
             progress.stage(f"{unit.objective} under {unit.teacher}")
@@ -149,7 +149,7 @@ def _config(run: Run, units: Sequence[Unit], trust_remote_code: bool) -> RunConf
     return RunConfig(teachers=tuple(names) or ("ctx:none",), dtype="float32", trust_remote_code=trust_remote_code, **settings)
 
 
-class _Foretelling:
+class Foretelling:
     """The run's questions in two halves, the models, and the work on one unit after another."""
 
     def __init__(self, run: Run, cast: Cast, trainee: Trainee, rollouts: int, batch: int):
@@ -171,15 +171,15 @@ class _Foretelling:
         found = {question: {"question": question, "adam": None, "plain": None, "norm2": None} for question in self.questions}
         for half in range(2):
             lessons, others = self.taught[half::2], self.taught[1 - half :: 2]
-            step = self._step(unit, lessons)
+            step = self.step(unit, lessons)
             if step is not None:
-                slopes = [self._slopes(along, others) for along in (step.expected_sign(self.batch), step.mean)]
+                slopes = [self.slopes(along, others) for along in (step.expected_sign(self.batch), step.mean)]
                 for other, adam, plain in zip(others, *slopes, strict=True):
                     found[other.question] |= {"adam": float(adam), "plain": float(plain), "norm2": step.norm2}
             progress.advance(len(others))
         return list(found.values())
 
-    def _step(self, unit: Unit, lessons: Sequence[_Taught]) -> Step | None:
+    def step(self, unit: Unit, lessons: Sequence[Taught]) -> Step | None:
         """The gradient of the unit's training on those of the questions that its teacher has a prompt for; None where it has too few."""
         if unit.teacher != REWARDS:
             lessons = [lesson for lesson in lessons if lesson.question in self.prompts[unit.teacher]]
@@ -196,7 +196,7 @@ class _Foretelling:
             moments.add([each / len(chosen) for each in gradient], len(chosen))
         return moments.step()
 
-    def _gradient(self, unit: Unit, batch: Sequence[tuple[_Taught, int, float]]) -> Parameters:
+    def _gradient(self, unit: Unit, batch: Sequence[tuple[Taught, int, float]]) -> Parameters:
         """The sum of what the batch's rollouts move the parameters by."""
         objective = parse_objective(unit.objective)
 
@@ -217,7 +217,7 @@ class _Foretelling:
 
         return self.trainee.gradient([lesson.texts[i] for lesson, i, _ in batch], cotangent)
 
-    def _taught_logprobs(self, teacher: str, asked: Sequence[tuple[_Taught, int]]) -> torch.Tensor:
+    def _taught_logprobs(self, teacher: str, asked: Sequence[tuple[Taught, int]]) -> torch.Tensor:
         """The teacher's log-probabilities at every token of the rollouts, one behind the other: (N, V).
 
         Its hidden states of all rollouts of a question are made at once, and kept until another teacher is asked.
@@ -232,7 +232,7 @@ class _Foretelling:
                 states[lesson.question] = model.hidden_states(prompt, lesson.rollouts.tokens)
         return model.logprobs(torch.cat([states[lesson.question][i] for lesson, i in asked]))
 
-    def _slopes(self, step: Parameters, questions: Sequence[_Taught]) -> np.ndarray:
+    def slopes(self, step: Parameters, questions: Sequence[Taught]) -> np.ndarray:
         """d success / d step of each question: (Q,)."""
         mixed = [place for place, question in enumerate(questions) if question.mixed]
         texts = [text for place in mixed for text in questions[place].texts]
@@ -266,7 +266,7 @@ class _Foretelling:
         return (found[0] - found[1]) / 2
 
 
-def _taught(run: Run, cast: Cast, most: int) -> Iterator[_Taught]:
+def _taught(run: Run, cast: Cast, most: int) -> Iterator[Taught]:
     """The run's questions that have at least two base rollouts, in the order of their set."""
     every = run.frame("rollouts", ["question", "rollout", "tokens", "reward"], pc.field("purpose") == "base")
     groups = {question: rows.sort_values("rollout") for question, rows in every.groupby("question", sort=False)}
@@ -276,10 +276,9 @@ def _taught(run: Run, cast: Cast, most: int) -> Iterator[_Taught]:
             continue
         mine = mine.head(most)
         reward = mine["reward"].to_numpy(dtype=np.float64)
-        advantage = (reward - reward.mean()) * len(reward) / (len(reward) - 1)
-        rollouts = Rollouts([np.asarray(tokens, dtype=np.int64) for tokens in mine["tokens"]], reward, advantage)
+        rollouts = Rollouts([np.asarray(each, dtype=np.int64) for each in mine["tokens"]], reward, advantages(reward))
         prompt = cast.student.model.codec.prompt(str(row.prompt))
-        yield _Taught(str(row.question), prompt, rollouts, float(row.pass_rate))
+        yield Taught(str(row.question), prompt, rollouts, float(row.pass_rate))
 
 
 def _counts(unit: Unit, student_NV: torch.Tensor, rollouts: Rollouts, weights: Sequence[float]) -> torch.Tensor:
