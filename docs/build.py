@@ -8,7 +8,9 @@ from typing import Any
 
 import typer
 from gradalign_cli.main import app
+from pages import table
 from typer.cli import get_docs_for_click
+from validation import validation_page
 
 from gradalign.store import FIRST_STEPS, TABLES
 
@@ -28,9 +30,9 @@ def schema_page() -> str:
         "`gradalign.load_run(path)` gives them as frames: `run.alignment`, `run.nodes`, … Columns carry unit and meaning as Arrow metadata "
         "too. `first_steps.parquet` is there once `gradalign foretell` was asked.\n",
     ]
-    for table, columns in [*TABLES.items(), ("first_steps.parquet", FIRST_STEPS)]:
+    for name, columns in [*TABLES.items(), ("first_steps.parquet", FIRST_STEPS)]:
         rows = [f"| `{c.name}` | {c.type} | {c.unit} | {c.meaning.replace('|', chr(92) + '|')} |" for c in columns]
-        parts.append("\n".join([f"## {table}\n", "| column | type | unit | meaning |", "| --- | --- | --- | --- |", *rows, ""]))
+        parts.append("\n".join([f"## {name}\n", "| column | type | unit | meaning |", "| --- | --- | --- | --- |", *rows, ""]))
     return "\n".join(parts)
 
 
@@ -64,7 +66,7 @@ def smollm2_page() -> str:
         "many are about the question and do not answer it. They count as not right, and are counted. Skipped: "
         f"{skipped}.\n",
         "## What each context does to accuracy\n",
-        _table(
+        table(
             ("context", "built for", "right under it", "95% interval", "more than alone on the same questions", "95% interval"),
             [
                 (f"`{c['teacher']}`" if c["teacher"].startswith("ctx") else c["teacher"], _share(c["built"]), _share(c["accuracy"]),
@@ -73,7 +75,7 @@ def smollm2_page() -> str:
             ],
         ),
         "## Does a step toward it raise success?\n",
-        _table(
+        table(
             ("teacher", "objective", "drive ·10³", "95% interval", "gain", "95% interval", "mean cosine", "95% interval"),
             [
                 (f"`{r['teacher']}`", f"`{r['objective']}`", _thousandths(r["drive"]), _interval(r, "drive", _thousandths),
@@ -105,12 +107,12 @@ def speed_page() -> str:
         "the same run, in turns: medians, in brackets the smallest and the largest. The ratio is ours over the baseline's; the bar is what "
         "we aim at, for the ratio or, where there is no baseline, for ours, and a bar that is not kept says so.\n",
         f"On {_machine(stored['machine'])}:\n",
-        _table(("", "unit", "ours", "against", "its", "ratio", "bar", "kept"), rows),
+        table(("", "unit", "ours", "against", "its", "ratio", "bar", "kept"), rows),
         "Forward passes of the built-in student, of 0.15 million parameters, are so short that half of the default run is text, numbers "
         "and files; with SmolLM2-135M next to nothing is. Exponents are those of time and of peak memory as the input grows "
         "([how it grows](cost.md)).\n",
         f"The pass over the vocabulary on {_machine(cuda['machine'])}, random weights in the shape of Qwen3-0.6B:\n",
-        _table(
+        table(
             ("", "case", "tokens", "seconds", "baseline's", "ratio", "bar", "memory ratio"),
             [
                 (row["what"], row["case"], f"{row['tokens']:,}", _three(row["seconds"]["median"]),
@@ -139,11 +141,6 @@ def _three(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [heads, ("---",) * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def _share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.0f}%"
 
@@ -161,7 +158,13 @@ def _interval(row: dict[str, Any], name: str, shown: Any) -> str:
     return "" if low is None else f"[{shown(low)}, {shown(high)}]"
 
 
-PAGES = {"schema.md": schema_page, "commands.md": commands_page, "smollm2.md": smollm2_page, "speed.md": speed_page}
+PAGES = {
+    "schema.md": schema_page,
+    "commands.md": commands_page,
+    "smollm2.md": smollm2_page,
+    "speed.md": speed_page,
+    "validation.md": validation_page,
+}
 
 
 def main() -> int:

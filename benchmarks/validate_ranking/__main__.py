@@ -10,6 +10,7 @@ benchmarks/results/validation: `predictions.parquet`, a row a setting and config
 """
 
 import argparse
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from judging import intervals, reliability, table
+from picture import draw
 from prediction import CHEAP, predictions, score
 from rich.console import Console
 from rich.progress import track
@@ -38,6 +40,8 @@ from gradalign.store import load_run
 
 SMALL = os.environ.get("SMALL") == "1"
 KEPT = PLACE.parent / "results" / "validation"
+PICTURE = PLACE.parents[1] / "docs" / "validation.svg"
+STATED = PLACE.parents[1] / "gradalign" / "findings" / "validated.json"
 ANSWERS = 32  # to each held-out question
 PREDICTORS = (*RANKABLE, "foretold, no horizon", *CHEAP)
 KEYS = ["questions", "student", "configuration", "seed", "rate"]
@@ -145,6 +149,9 @@ def judge(kept: Path) -> None:
     judged, found = table(told, training, PREDICTORS), intervals(told, training, PREDICTORS)
     judged.to_parquet(kept / "judged.parquet")
     found.to_parquet(kept / "intervals.parquet")
+    if not SMALL:
+        draw(told, training, RATES[0], PICTURE)
+        STATED.write_text(json.dumps(stated(training, judged), indent=1) + "\n")
     for key, rows in found.groupby(["student", "rate", "steps"]):
         mine = judged.query("student == @key[0] and rate == @key[1] and steps == @key[2]")
         title = f"Spearman of foretold and measured change, {key[0]} student: Adam at {key[1]:g}, {key[2]} steps"
@@ -153,12 +160,26 @@ def judge(kept: Path) -> None:
             shown.add_column(head, justify="left" if head == "predictor" else "right")
         for row in rows.sort_values("spearman", ascending=False).to_dict("records"):
             regret = mine[mine["predictor"] == row["predictor"]]["regret"].mean()
-            shown.add_row(row["predictor"], f"{row['spearman']:.3f}", f"[{row['low']:.3f}, {row['high']:.3f}]", f"{regret:.2f}")
+            interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
+            shown.add_row(row["predictor"], f"{row['spearman']:.3f}", interval, f"{regret:.2f}")
         if not SMALL:
             sure = reliability(training.query("student == @key[0] and rate == @key[1] and steps == @key[2]"))
             shown.add_section()
             shown.add_row("(one seed of training, of the others)", f"{sure['one_seed_against_others'].mean():.3f}", "", "")
         Console(width=120).print(shown)
+
+
+def stated(training: pd.DataFrame, judged: pd.DataFrame) -> dict[str, Any]:
+    """What the tool says of how well it foretells: over all settings, rates and horizons."""
+    mine = judged[judged["predictor"] == "foretold"]
+    return {
+        "runs": len(training[KEYS].drop_duplicates()),
+        "students": int(training["student"].nunique()),
+        "sets": int(training["questions"].nunique()),
+        "steps": int(training["steps"].max()),
+        "spearman": {"least": round(float(mine["spearman"].min()), 4), "most": round(float(mine["spearman"].max()), 4)},
+        "regret": round(float(mine["regret"].max()), 4),
+    }
 
 
 def _held(path: Path, keys: list[str]) -> set[tuple[Any, ...]]:

@@ -65,7 +65,7 @@ class ConfigurationRanking(Shown):
         said += [Remark(_UNKNOWN.format(by=by))] if frame[by].isna().any() else []
         said += [Remark(reason, "warning") for reason in self.unscored.values()]
         title = f"Ranking by {by} over {self.questions} questions"
-        return [Sheet(title, heads, tuple(rows), (*said, *remarks(self.warnings, self.notes)))]
+        return [Sheet(title, heads, tuple(rows), (*said, *remarks(self.warnings, self.notes, self.by)))]
 
 
 def rank_configurations(

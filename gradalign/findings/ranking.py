@@ -60,7 +60,7 @@ class Ranking(Shown):
         said = [Remark(TIES)] if frame["tied"].sum() > 1 else []
         said += [Remark(left)] if self.left_out else []
         title = f"Ranking by {by} over {self.questions} questions"
-        return [Sheet(title, tuple(heads), tuple(rows), (*said, *remarks(self.warnings, self.notes)))]
+        return [Sheet(title, tuple(heads), tuple(rows), (*said, *remarks(self.warnings, self.notes, self.by)))]
 
 
 def rank(

@@ -78,7 +78,7 @@ class ContextScreening(Shown):
         ]  # fmt: skip
         said = [Remark(self.recommendation), *(Remark(f"Because {reason}.") for reason in self.reasons)]
         said += [Remark(f"But {doubt}.", "warning") for doubt in self.doubts]
-        said += remarks(self.warnings, (*self.notes, _COPIED))
+        said += remarks(self.warnings, (*self.notes, _COPIED), self.by)
         title = f"Contexts to train under with {self.objective}, {self.questions} questions"
         found = [Sheet(title, heads, tuple(rows), tuple(said))]
         return found if self.by_difficulty.empty else [*found, self._difficulty_sheet()]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from gradalign.findings.foretold import FORETOLD
 from gradalign.findings.notes import CAVEAT
+from gradalign.findings.validated import validated
 from gradalign.sheets import Remark, interval, signed
 
 SCORE_HEADS = {
@@ -55,10 +56,11 @@ def placed(place: int, tied: bool) -> str:
     return f"{place}{'=' if tied and place > 1 else ''}"
 
 
-def remarks(warnings: Sequence[str], notes: Sequence[str]) -> tuple[Remark, ...]:
-    """Warnings, what was counted, and what scores are."""
+def remarks(warnings: Sequence[str], notes: Sequence[str], by: str | None = None) -> tuple[Remark, ...]:
+    """Warnings, what was counted, what scores are, and how well what is ranked by came true."""
     return (
         *(Remark(warning, "warning") for warning in warnings),
         *(Remark(note, "note") for note in notes),
+        *([Remark(validated(), "note")] if by in FORETOLD else []),
         Remark(CAVEAT, "note"),
     )

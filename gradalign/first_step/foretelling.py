@@ -31,6 +31,7 @@ from gradalign.first_step.student import Text, Trainee
 from gradalign.models import CausalLanguageModel
 from gradalign.objectives import brought, parse_objective
 from gradalign.pipeline import Cast, Execution, Progress, RunConfig, Silent, load_cast
+from gradalign.pipeline.work import fitting_threads
 from gradalign.store import FirstSteps, Place, Run, load_run
 from gradalign.types import REWARDS, GradalignError
 
@@ -112,9 +113,10 @@ def foretell(
             raise GradalignError(f"{student.name} is served: its weights are not here to take gradients of")
         work = Foretelling(run, cast, Trainee(student), rollouts, batch)
         progress.begin(len(wanted) * len(work.taught), 0)
-        for unit in wanted:
-            progress.stage(f"{unit.objective} under {unit.teacher}")
-            kept.add(unit.key, work.rows(unit, progress))
+        with fitting_threads(cast):
+            for unit in wanted:
+                progress.stage(f"{unit.objective} under {unit.teacher}")
+                kept.add(unit.key, work.rows(unit, progress))
     frame = kept.frame()
     keys = {unit.key for unit in units}
     return frame[[key in keys for key in zip(*(frame[name] for name in FirstSteps.KEYS), strict=True)]].reset_index(drop=True)
