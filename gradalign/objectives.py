@@ -188,11 +188,8 @@ def ideal_direction(student_logprobs: NV, success: NV, support: Bool[Tensor, "N 
 
 def centred(probs: NV, signal: NV) -> NV:
     """pi_j (f_j - sum_k pi_k f_k); tokens of probability 0 contribute and receive nothing."""
+    signal = torch.where(probs > 0, signal, 0.0)
     mean = torch.linalg.vecdot(probs, signal)[..., None]
-    asked = not signal.is_cuda  # to wait for a GPU's answer costs more than what it may save
-    if not (asked and bool(torch.isfinite(mean).all())):
-        signal = torch.where(probs > 0, signal, torch.zeros_like(signal))
-        mean = torch.linalg.vecdot(probs, signal)[..., None]
     return probs * (signal - mean)
 
 
