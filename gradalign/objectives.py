@@ -332,12 +332,10 @@ def _pbsd(spec: str, parameter: str) -> Objective:
 def _jsd(spec: str, parameter: str) -> Objective:
     """Generalised JSD beta KL(tau||m) + (1-beta) KL(pi||m), m = beta tau + (1-beta) pi (GKD, arXiv 2306.13649, eq. 1)."""
     beta = _number(spec, parameter or "0.5", 0.0, 1.0, "jsd:0.5")
-    log_beta, log_rest = math.log(beta), math.log1p(-beta)
 
     def signal(signals: NodeSignals) -> NV:
-        pi, tau = signals.student_logprobs, signals.teacher_logprobs
-        mixture = torch.logaddexp(tau + log_beta, pi + log_rest)
-        return (1 - beta) * (mixture - pi)
+        mixture = beta * signals.teacher_probs + (1 - beta) * signals.student_probs
+        return (1 - beta) * (mixture.log() - signals.student_logprobs)
 
     return Objective(f"jsd:{beta:g}", signal)
 

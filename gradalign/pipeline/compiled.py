@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -22,31 +23,35 @@ from gradalign.pipeline.dense import Look, look
 
 log = logging.getLogger(__name__)
 _WORTH = 2e9  # numbers of arrays over the vocabulary that the plain form goes through first
+_Look = Callable[..., Look]
 _forms: dict[tuple[Any, ...], "_Form"] = {}
 
 
-def fastest_look(objectives: Sequence[Objective], *arrays: Tensor | None) -> Look:
-    """`look(objectives, *arrays)` in whichever form is faster from here on."""
-    student_NV = arrays[0]
-    assert student_NV is not None
+def fastest_look(
+    objectives: Sequence[Objective],
+    student_NV: Float[Tensor, "N V"],
+    teacher_NV: Float[Tensor, "N V"],
+    *sampled_NV: Float[Tensor, "N V"],
+) -> Look:
+    """`look` in whichever form is faster from here on."""
     nodes, vocabulary = student_NV.shape
     if student_NV.is_cuda or nodes == 1:  # torch's compiler takes a single row for a shape of its own
-        return look(objectives, *arrays)  # pyright: ignore[reportArgumentType]
+        return look(objectives, student_NV, teacher_NV, *sampled_NV)
     key = (*(objective.name for objective in objectives), vocabulary, student_NV.dtype)
-    return _forms.setdefault(key, _Form(objectives)).of(*arrays)
+    return _forms.setdefault(key, _Form(objectives))(student_NV, teacher_NV, *sampled_NV)
 
 
 class _Form:
     """The look for one set of objectives and one vocabulary: plain until it has gone through `_WORTH` numbers."""
 
     def __init__(self, objectives: Sequence[Objective]):
-        self._plain = partial(look, objectives)
-        self._width, self._numbers = 2 + len(objectives), 0
-        self._fast: Callable[..., Look] | None = None
+        self._plain: _Look = partial(look, objectives)
+        self._arrays, self._numbers = 2 + len(objectives), 0
+        self._fast: _Look | None = None
         self._making = threading.Lock()
 
-    def of(self, *arrays: Tensor | None) -> Look:
-        self._numbers += self._width * arrays[0].numel()
+    def __call__(self, *arrays: Tensor) -> Look:
+        self._numbers += self._arrays * arrays[0].numel()
         if self._numbers < _WORTH:
             return self._plain(*arrays)
         try:
@@ -59,21 +64,20 @@ class _Form:
             return self._plain(*arrays)
 
 
-def _compiled(plain: Callable[..., Look], arrays: Sequence[Tensor | None]) -> Callable[..., Look]:
+def _compiled(plain: _Look, arrays: Sequence[Tensor]) -> _Look:
     """One graph for any number of nodes; its calls are recorded as they are made, whatever Python an objective is written in."""
     shape: list[pytree.TreeSpec] = []
 
-    def leaves(*arrays: Tensor | None) -> list[Tensor | None]:
+    def leaves(*arrays: Tensor) -> list[Tensor | None]:
         found, spec = pytree.tree_flatten(plain(*arrays))
         shape[:] = [spec]
         return found
 
     fast = torch.compile(make_fx(leaves, tracing_mode="symbolic")(*arrays), fullgraph=True)
 
-    def of(*arrays: Tensor | None) -> Look:
+    def of(*arrays: Tensor) -> Look:
         for array in arrays:
-            if array is not None:
-                torch._dynamo.mark_dynamic(array, 0)
+            torch._dynamo.mark_dynamic(array, 0)
         return pytree.tree_unflatten(fast(*arrays), shape[0])
 
     return of

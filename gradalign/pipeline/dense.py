@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.linalg import vecdot, vector_norm
 
 from gradalign.objectives import After, NodeSignals, Objective
 
 BLOCK = 128
 LARGEST = 1e6
+_RUN, _RUNS = 4096, 256
 
 
 class Moved(NamedTuple):
@@ -56,10 +56,10 @@ def look(
     objectives: Sequence[Objective],
     student_NV: Float[Tensor, "N V"],
     teacher_NV: Float[Tensor, "N V"],
-    frequency_NV: Float[Tensor, "N V"] | None,
-    advantage_NV: Float[Tensor, "N V"] | None,
+    *sampled_NV: Float[Tensor, "N V"],
 ) -> Look:
     """All of it, from log-probabilities and, where an objective asks for them, how often rollouts took each token and their advantage."""
+    frequency_NV, advantage_NV = sampled_NV or (None, None)
     signals = NodeSignals(student_NV, teacher_NV, frequency_NV, sample_advantage=advantage_NV)
     pi, tau, log_ratio, tiny = (
         signals.student_probs,
@@ -70,14 +70,14 @@ def look(
     mixture = (pi + tau).mul_(0.5).clamp_min_(tiny).log_()
     distance_maxima = block_maxima(signals.difference.abs())
     return Look(
-        student_entropy_N=-vecdot(pi, student_NV),
-        teacher_entropy_N=-vecdot(tau, teacher_NV),
-        reverse_kl_N=-vecdot(pi, log_ratio),
-        forward_kl_N=vecdot(tau, log_ratio),
-        jsd_N=0.5 * (vecdot(pi, student_NV - mixture) + vecdot(tau, teacher_NV - mixture)),
-        distance_N=vector_norm(signals.difference, dim=-1),
-        similarity_N=vecdot(pi, tau) / (vector_norm(pi, dim=-1) * vector_norm(tau, dim=-1)),
-        ratio2_N=((tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(LARGEST).sum(-1) - 1).clamp_min(0),
+        student_entropy_N=-_dot(pi, student_NV),
+        teacher_entropy_N=-_dot(tau, teacher_NV),
+        reverse_kl_N=-_dot(pi, log_ratio),
+        forward_kl_N=_dot(tau, log_ratio),
+        jsd_N=0.5 * (_dot(pi, student_NV - mixture) + _dot(tau, teacher_NV - mixture)),
+        distance_N=_dot(signals.difference, signals.difference).sqrt(),
+        similarity_N=_dot(pi, tau) / (_dot(pi, pi) * _dot(tau, tau)).sqrt(),
+        ratio2_N=(_sum((tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(LARGEST)) - 1).clamp_min(0),
         student_maxima_NB=block_maxima(student_NV),
         teacher_maxima_NB=block_maxima(teacher_NV),
         distance_maxima_NB=distance_maxima,
@@ -89,17 +89,17 @@ def _moved(objective: Objective, signals: NodeSignals, distance_maxima_NB: Tenso
     """Sums of lifts are taken around a first mean, where most of their weight may lie: nothing large cancels."""
     pi, d = signals.student_probs, objective.known_direction(signals)
     expected = d if objective.expected is None else objective.expected_direction(signals)
-    norm2_N = vector_norm(expected, dim=-1).square()
-    direction_norm2_N = norm2_N if d is expected else vector_norm(d, dim=-1).square()
+    norm2_N = _dot(expected, expected)
+    direction_norm2_N = norm2_N if d is expected else _dot(d, d)
     maxima_NB = distance_maxima_NB if expected is signals.difference else block_maxima(expected.abs())
-    first_N = vecdot(pi, expected)
+    first_N = _dot(pi, expected)
     if isinstance(objective, After):
         lift = objective.lift(signals)
-        return Moved(d, direction_norm2_N, expected, norm2_N, first_N, vecdot(pi * lift, lift), lift, maxima_NB)
+        return Moved(d, direction_norm2_N, expected, norm2_N, first_N, _dot(pi * lift, lift), lift, maxima_NB)
     around = expected - first_N[:, None]
     weighted = pi * around
-    rest_N = weighted.sum(-1)
-    lift2_N = (weighted.mul_(around).sum(-1) - rest_N**2).clamp_min(0)
+    rest_N = _sum(weighted)
+    lift2_N = (_sum(weighted.mul_(around)) - rest_N**2).clamp_min(0)
     return Moved(d, direction_norm2_N, expected, norm2_N, first_N + rest_N, lift2_N, None, maxima_NB)
 
 
@@ -109,3 +109,14 @@ def block_maxima(score_NV: Float[Tensor, "N V"]) -> Float[Tensor, "N B"]:
     maxima = [score_NV[:, :whole].unflatten(1, (-1, BLOCK)).amax(-1)] if whole else []
     rest = [score_NV[:, whole:].amax(-1, keepdim=True)] if whole < score_NV.shape[1] else []
     return torch.cat([*maxima, *rest], dim=1)
+
+
+def _dot(one_NV: Float[Tensor, "N V"], other_NV: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    return _sum(one_NV * other_NV)
+
+
+def _sum(score_NV: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """A row's sum from those of even runs: over longer ones compiled code keeps books of its rounding, at every number."""
+    vocabulary = score_NV.shape[1]
+    runs = next((runs for runs in range(-(-vocabulary // _RUN), _RUNS) if vocabulary % runs == 0), 1)
+    return score_NV.unflatten(1, (runs, -1)).sum(-1).sum(-1)

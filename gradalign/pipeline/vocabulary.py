@@ -93,7 +93,7 @@ def chunk_numbers(
 ) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
     """The numbers of a `Survey` for N nodes, from log-probabilities of student and teachers, and the directions (C x O of them)."""
     children = torch.from_numpy(taken.tokens_NS).to(student_NV.device)
-    sampled = _sampled(student_NV, children, taken) if any(o.expected or o.function for o in objectives) else (None, None)
+    sampled = _sampled(student_NV, children, taken) if any(o.expected or o.function for o in objectives) else ()
     looks = [fastest_look(objectives, student_NV, tau, *sampled) for tau in teachers]
     vocabulary = student_NV.shape[1]
     mine = _largest(looks[0].student_maxima_NB, max(TOP, ranked), vocabulary, lambda tokens: student_NV.gather(1, tokens))
