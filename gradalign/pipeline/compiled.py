@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -31,14 +31,15 @@ def fastest_look(
     objectives: Sequence[Objective],
     student_NV: Float[Tensor, "N V"],
     teacher_NV: Float[Tensor, "N V"],
+    best_N: Int[Tensor, " N"],
     *sampled_NV: Float[Tensor, "N V"],
 ) -> Look:
     """`look` in whichever form is faster from here on."""
     nodes, vocabulary = student_NV.shape
     if student_NV.is_cuda or nodes == 1:  # torch's compiler takes a single row for a shape of its own
-        return look(objectives, student_NV, teacher_NV, *sampled_NV)
+        return look(objectives, student_NV, teacher_NV, best_N, *sampled_NV)
     key = (*(objective.name for objective in objectives), vocabulary, student_NV.dtype)
-    return _forms.setdefault(key, _Form(objectives))(student_NV, teacher_NV, *sampled_NV)
+    return _forms.setdefault(key, _Form(objectives))(student_NV, teacher_NV, best_N, *sampled_NV)
 
 
 class _Form:

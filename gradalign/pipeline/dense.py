@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gradalign.objectives import After, NodeSignals, Objective
@@ -46,7 +46,6 @@ class Look(NamedTuple):
     distance_N: Tensor
     similarity_N: Tensor
     ratio2_N: Tensor
-    student_maxima_NB: Tensor
     teacher_maxima_NB: Tensor
     distance_maxima_NB: Tensor
     moved: list[Moved]
@@ -56,9 +55,11 @@ def look(
     objectives: Sequence[Objective],
     student_NV: Float[Tensor, "N V"],
     teacher_NV: Float[Tensor, "N V"],
+    best_N: Int[Tensor, " N"],
     *sampled_NV: Float[Tensor, "N V"],
 ) -> Look:
-    """All of it, from log-probabilities and, where an objective asks for them, how often rollouts took each token and their advantage."""
+    """All of it, from log-probabilities, the student's likeliest tokens and, where an objective asks for them, how often rollouts took
+    each token and their advantage."""
     frequency_NV, advantage_NV = sampled_NV or (None, None)
     signals = NodeSignals(student_NV, teacher_NV, frequency_NV, sample_advantage=advantage_NV)
     pi, tau, log_ratio, tiny = (
@@ -78,29 +79,28 @@ def look(
         distance_N=_dot(signals.difference, signals.difference).sqrt(),
         similarity_N=_dot(pi, tau) / (_dot(pi, pi) * _dot(tau, tau)).sqrt(),
         ratio2_N=(_sum((tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(LARGEST)) - 1).clamp_min(0),
-        student_maxima_NB=block_maxima(student_NV),
         teacher_maxima_NB=block_maxima(teacher_NV),
         distance_maxima_NB=distance_maxima,
-        moved=[_moved(objective, signals, distance_maxima) for objective in objectives],
+        moved=[_moved(objective, signals, best_N, distance_maxima) for objective in objectives],
     )
 
 
-def _moved(objective: Objective, signals: NodeSignals, distance_maxima_NB: Tensor) -> Moved:
-    """Sums of lifts are taken around a first mean, where most of their weight may lie: nothing large cancels."""
+def _moved(objective: Objective, signals: NodeSignals, best_N: Tensor, distance_maxima_NB: Tensor) -> Moved:
+    """The sums are taken around the direction at the likeliest token, where most of their weight may lie: nothing large cancels."""
     pi, d = signals.student_probs, objective.known_direction(signals)
     expected = d if objective.expected is None else objective.expected_direction(signals)
     norm2_N = _dot(expected, expected)
     direction_norm2_N = norm2_N if d is expected else _dot(d, d)
     maxima_NB = distance_maxima_NB if expected is signals.difference else block_maxima(expected.abs())
-    first_N = _dot(pi, expected)
     if isinstance(objective, After):
         lift = objective.lift(signals)
-        return Moved(d, direction_norm2_N, expected, norm2_N, first_N, _dot(pi * lift, lift), lift, maxima_NB)
-    around = expected - first_N[:, None]
+        return Moved(d, direction_norm2_N, expected, norm2_N, _dot(pi, expected), _dot(pi * lift, lift), lift, maxima_NB)
+    middle_N1 = expected.gather(1, best_N[:, None])
+    around = expected - middle_N1
     weighted = pi * around
     rest_N = _sum(weighted)
     lift2_N = (_sum(weighted.mul_(around)) - rest_N**2).clamp_min(0)
-    return Moved(d, direction_norm2_N, expected, norm2_N, first_N + rest_N, lift2_N, None, maxima_NB)
+    return Moved(d, direction_norm2_N, expected, norm2_N, middle_N1[:, 0] + rest_N, lift2_N, None, maxima_NB)
 
 
 def block_maxima(score_NV: Float[Tensor, "N V"]) -> Float[Tensor, "N B"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradalign.objectives import Objective
 from gradalign.pipeline.compiled import fastest_look
-from gradalign.pipeline.dense import BLOCK, Look, Moved
+from gradalign.pipeline.dense import BLOCK, Look, Moved, block_maxima
 from gradalign.sketch import OuterSketch
 
 DIVERGENCES = (
@@ -94,9 +94,9 @@ def chunk_numbers(
     """The numbers of a `Survey` for N nodes, from log-probabilities of student and teachers, and the directions (C x O of them)."""
     children = torch.from_numpy(taken.tokens_NS).to(student_NV.device)
     sampled = _sampled(student_NV, children, taken) if any(o.expected or o.function for o in objectives) else ()
-    looks = [fastest_look(objectives, student_NV, tau, *sampled) for tau in teachers]
     vocabulary = student_NV.shape[1]
-    mine = _largest(looks[0].student_maxima_NB, max(TOP, ranked), vocabulary, lambda tokens: student_NV.gather(1, tokens))
+    mine = _largest(block_maxima(student_NV), max(TOP, ranked), vocabulary, lambda tokens: student_NV.gather(1, tokens))
+    looks = [fastest_look(objectives, student_NV, tau, mine[:, 0], *sampled) for tau in teachers]
     strength = _by_direction(looks, ranked)
     distance = _largest(
         torch.stack([look.distance_maxima_NB for look in looks]).amax(0),
