@@ -52,9 +52,9 @@ def test_the_compiled_form_gives_the_numbers_of_the_plain_form(monkeypatch, voca
     for nodes, count in ((5, threads), (3, threads), (1, threads), (4, 1), (2, threads)):
         student, *teachers = logprobs(nodes, vocabulary)
         given = (student, teachers, taken(nodes, vocabulary), objectives, 4)
-        monkeypatch.setattr(compiled, "_WORTH", np.inf)
+        monkeypatch.setattr(compiled, "WORTH", np.inf)
         expected, expected_directions = chunk_numbers(*given)
-        monkeypatch.setattr(compiled, "_WORTH", 0)
+        monkeypatch.setattr(compiled, "WORTH", 0)
         torch.set_num_threads(count)
         found, directions = chunk_numbers(*given)
         torch.set_num_threads(threads)
@@ -78,7 +78,7 @@ def test_the_compiled_form_gives_the_numbers_of_the_plain_form(monkeypatch, voca
 def test_it_is_compiled_once_the_plain_form_has_done_enough(monkeypatch):
     asked = []
     monkeypatch.setattr(compiled, "_compiled", lambda plain, arrays: asked.append(len(arrays)) or plain)
-    monkeypatch.setattr(compiled, "_WORTH", 3 * 90 * 10)  # three arrays, 10 nodes
+    monkeypatch.setattr(compiled, "WORTH", 3 * 90 * 10)  # three arrays, 10 nodes
     objectives = [parse_objective("reverse_kl")]
     student, teacher, _ = logprobs(4, 90)
     for made in (0, 0, 1, 1):
@@ -95,7 +95,7 @@ def picky(signals):
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_what_cannot_be_compiled_stays_plain(monkeypatch, broken):
-    monkeypatch.setattr(compiled, "_WORTH", 0)
+    monkeypatch.setattr(compiled, "WORTH", 0)
     tries = []
 
     def no_compiler(*_, **__):

@@ -22,7 +22,7 @@ from gradalign.objectives import Objective
 from gradalign.pipeline.dense import Look, look
 
 log = logging.getLogger(__name__)
-_WORTH = 2e9  # numbers of arrays over the vocabulary that the plain form goes through first
+WORTH = 2e9  # numbers of arrays over the vocabulary that the plain form goes through first: 7 to 14 s, as long as it takes to compile
 _Look = Callable[..., Look]
 _forms: dict[tuple[Any, ...], "_Form"] = {}
 
@@ -43,7 +43,7 @@ def fastest_look(
 
 
 class _Form:
-    """The look for one set of objectives and one vocabulary: plain until it has gone through `_WORTH` numbers."""
+    """The look for one set of objectives and one vocabulary: plain until it has gone through `WORTH` numbers."""
 
     def __init__(self, objectives: Sequence[Objective]):
         self._plain: _Look = partial(look, objectives)
@@ -53,7 +53,7 @@ class _Form:
 
     def __call__(self, *arrays: Tensor) -> Look:
         self._numbers += self._arrays * arrays[0].numel()
-        if self._numbers < _WORTH:
+        if self._numbers < WORTH:
             return self._plain(*arrays)
         try:
             with self._making:
