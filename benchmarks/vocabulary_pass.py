@@ -9,6 +9,8 @@ several times over; given are medians, and the least and largest.
 
 1. `survey`: a question's whole survey (forward passes, all teachers and objectives, candidates, steps) over the same models' plain
    forward passes with logits, on the same tokens. The rollouts share nothing but the prompt, so that no pass is saved. Bar: 1.15.
+   On the CPU the pass is compiled before turns are counted, as it is in a run that has enough to do. How long that takes on a machine that
+   has compiled nothing yet, the survey's time without it, and after how many tokens it has paid, are told beside.
 2. `whole arrays`: from the same hidden states, one objective (generalised JSD, GKD eq. 1), the numbers of the survey against both (T x V)
    arrays of log-softmax and the loss on them, nothing but its value. Peak memory is the rise of the process's over what it
    held before, each in a process of its own (on a GPU: of what torch allocated). Bars: faster, and a fifth of the memory.
@@ -21,8 +23,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,7 @@ from transformers import LlamaConfig, PreTrainedModel, Qwen3Config
 
 from gradalign.models import CausalLanguageModel
 from gradalign.objectives import parse_objective
+from gradalign.pipeline import compiled
 from gradalign.pipeline.survey import SurveyRequest, survey_nodes, survey_states
 from gradalign.tree import build_tree
 
@@ -136,21 +141,28 @@ def side_by_side(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: in
     return {name: {"median": statistics.median(v), "least": min(v), "most": max(v), "turns": v} for name, v in columns.items()}
 
 
+def compiling(survey: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of a plain survey (the second of two) and what the first compiled one, which compiles, takes more than the next."""
+    compiled.WORTH = math.inf
+    plain = min(timed(survey, "cpu") for _ in range(2))
+    compiled.WORTH = 0
+    first, next_ = (timed(survey, "cpu") for _ in range(2))
+    return {"plain_s": plain, "compile_s": first - next_}
+
+
 def survey_rows(shape: str, device: str, tokens: int, repeats: int) -> list[dict[str, Any]]:
     rows = []
     for name, (teachers, objectives) in CASES.items():
         models = [random_model(shape, seed, device) for seed in range(1 + teachers)]
         rollouts = random_rollouts(SHAPES[shape].vocab_size, tokens)
         request, parsed = request_of(models, rollouts), [parse_objective(spec) for spec in objectives]
-        found = side_by_side(
-            lambda request=request, parsed=parsed: survey_nodes(request, parsed, CANDIDATES),
-            lambda models=models, rollouts=rollouts: bare([m.model for m in models], rollouts, device),
-            repeats,
-            device,
-        )
-        rows.append(
-            {"what": "survey / bare forward passes", "case": name, "tokens": len(request.tree) - 1, "bar": 1.15, **found}
-        )
+        survey = partial(survey_nodes, request, parsed, CANDIDATES)
+        about, nodes = compiling(survey) if device == "cpu" else {}, len(request.tree) - 1
+        found = side_by_side(survey, partial(bare, [m.model for m in models], rollouts, device), repeats, device)
+        if about:
+            saved = about["plain_s"] - found["seconds"]["median"]
+            about["pays_after_tokens"] = nodes * about["compile_s"] / saved if saved > 0 else math.inf
+        rows.append({"what": "survey / bare forward passes", "case": name, "tokens": nodes, "bar": 1.15, **found, **about})
     return rows
 
 
@@ -255,12 +267,20 @@ def main() -> int:
         print(peak(chosen.shape, chosen.device, chosen.tokens, chosen.peak))
         return 0
     tokens = chosen.tokens or (256 if SMALL else 32_768 if chosen.device == "cuda" else 2048)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # as on a machine that has compiled nothing yet
     rows = [
         *survey_rows(chosen.shape, chosen.device, tokens, chosen.repeats),
         whole_array_row(chosen.shape, chosen.device, chosen.tokens or (256 if SMALL else 4096), chosen.repeats),
     ]
     tell(comparisons(rows, chosen.shape))
-    Console(width=170).print(table_of(rows, f"{chosen.shape}, {chosen.device}"))
+    console = Console(width=170)
+    console.print(table_of(rows, f"{chosen.shape}, {chosen.device}"))
+    for row in rows:
+        if "compile_s" in row:
+            console.print(
+                f"{row['case']}: {row['compile_s']:.1f} s to compile, {row['plain_s']:.2f} s without; "
+                f"paid after {row['pays_after_tokens']:,.0f} tokens"
+            )
     out = chosen.out or (None if SMALL else RESULT)
     if out is not None:
         out.write_text(json.dumps({"machine": machine(chosen.device), "shape": chosen.shape, "rows": rows}, indent=2) + "\n")

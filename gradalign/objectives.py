@@ -188,11 +188,8 @@ def ideal_direction(student_logprobs: NV, success: NV, support: Bool[Tensor, "N 
 
 def centred(probs: NV, signal: NV) -> NV:
     """pi_j (f_j - sum_k pi_k f_k); tokens of probability 0 contribute and receive nothing."""
+    signal = torch.where(probs > 0, signal, 0.0)
     mean = torch.linalg.vecdot(probs, signal)[..., None]
-    asked = not signal.is_cuda  # to wait for a GPU's answer costs more than what it may save
-    if not (asked and bool(torch.isfinite(mean).all())):
-        signal = torch.where(probs > 0, signal, torch.zeros_like(signal))
-        mean = torch.linalg.vecdot(probs, signal)[..., None]
     return probs * (signal - mean)
 
 
@@ -343,12 +340,10 @@ def _pbsd(spec: str, parameter: str) -> Objective:
 def _jsd(spec: str, parameter: str) -> Objective:
     """Generalised JSD beta KL(tau||m) + (1-beta) KL(pi||m), m = beta tau + (1-beta) pi (GKD, arXiv 2306.13649, eq. 1)."""
     beta = _number(spec, parameter or "0.5", 0.0, 1.0, "jsd:0.5")
-    log_beta, log_rest = math.log(beta), math.log1p(-beta)
 
     def signal(signals: NodeSignals) -> NV:
-        pi, tau = signals.student_logprobs, signals.teacher_logprobs
-        mixture = torch.logaddexp(tau + log_beta, pi + log_rest)
-        return (1 - beta) * (mixture - pi)
+        mixture = beta * signals.teacher_probs + (1 - beta) * signals.student_probs
+        return (1 - beta) * (mixture.log() - signals.student_logprobs)
 
     return Objective(f"jsd:{beta:g}", signal)
 

@@ -94,7 +94,10 @@ class CausalLanguageModel:
     def logprobs(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Log-softmax in float32 of the trimmed logits over the temperature."""
         logits = self.logits(hidden_NH)
-        logprobs = torch.log_softmax(logits / self.temperature if self.temperature != 1 else logits, dim=-1)
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        mine = logits if _can_be_cut(self.head) else None  # written over: to take memory anew costs more than the softmax
+        logprobs = torch.log_softmax(logits, dim=-1, out=mine)
         self.require_numbers(logprobs.amax(-1))
         return logprobs
 

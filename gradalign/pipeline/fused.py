@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradalign.objectives import Objective
-from gradalign.pipeline.vocabulary import LARGEST, SHORTEST, TOP, Stepping, Taken
+from gradalign.pipeline.dense import LARGEST
+from gradalign.pipeline.vocabulary import SHORTEST, TOP, Stepping, Taken
 from gradalign.sketch import OuterSketch
 
 try:

@@ -27,7 +27,7 @@ from gradalign.tree import PrefixTree
 RANKINGS = 3
 _CELLS = 1 << 20  # of one array over the vocabulary on the CPU: several of them stay in its cache
 _HEAD_CELLS = (
-    6 << 20
+    8 << 20
 )  # of one array of logits: matrix products want more rows, and below 32 MB memory is not taken anew each time
 _SHARE = 0.25  # of a GPU's free memory
 _KEPT_SHARE = 0.01

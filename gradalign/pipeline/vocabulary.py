@@ -1,7 +1,7 @@
 """What the whole vocabulary tells of a chunk of nodes: numbers per node, values at a few kept tokens, and sums of steps.
 
-Arrays of (nodes x vocabulary) live here, for one chunk. Each costs a walk over memory, so they are few: a sum over tokens reads what is
-there already, and the best tokens are looked for only in the blocks whose maxima are best.
+Walks over arrays of (nodes x vocabulary) are in `dense.py`. Here is what is read from them afterwards: values at a few tokens, the best of
+which are looked for only in the blocks whose maxima are best, and sketches of the directions.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.linalg import vecdot, vector_norm
 
-from gradalign.objectives import After, NodeSignals, Objective
+from gradalign.objectives import Objective
+from gradalign.pipeline.compiled import fastest_look
+from gradalign.pipeline.dense import BLOCK, Look, Moved, block_maxima
 from gradalign.sketch import OuterSketch
 
 DIVERGENCES = (
@@ -21,9 +22,7 @@ DIVERGENCES = (
     "teacher_mass_on_student_top",
 )  # fmt: skip
 TOP = 10
-LARGEST = 1e6
 SHORTEST = 1e-6  # directions below this length are rounding, and rank nothing
-_BLOCK = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,24 +84,6 @@ class Stepping:
         return self.sketch.folded(step.flatten(0, 2)).reshape(*shape, -1), flat.reshape(*shape, -1)
 
 
-@dataclass(frozen=True, eq=False)
-class _Moments:
-    """A direction that is kept, the one that is expected, and sums over tokens of the latter."""
-
-    direction_NV: Tensor
-    expected_NV: Tensor
-    pull_N: Tensor
-    norm2_N: Tensor
-    lift2_N: Tensor
-    lift_NV: Tensor | None
-
-    def lift_at(self, tokens_NK: Tensor) -> Tensor:
-        """What makes sum_k pi_k lift_k S_k the product with the ideal direction, at a few tokens."""
-        if self.lift_NV is not None:
-            return self.lift_NV.gather(1, tokens_NK)
-        return self.expected_NV.gather(1, tokens_NK) - self.pull_N[:, None]
-
-
 def chunk_numbers(
     student_NV: Float[Tensor, "N V"],
     teachers: Sequence[Float[Tensor, "N V"]],
@@ -112,37 +93,41 @@ def chunk_numbers(
 ) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
     """The numbers of a `Survey` for N nodes, from log-probabilities of student and teachers, and the directions (C x O of them)."""
     children = torch.from_numpy(taken.tokens_NS).to(student_NV.device)
-    sampled = _sampled(student_NV, children, taken) if any(o.expected or o.function for o in objectives) else (None, None)
-    signals = [NodeSignals(student_NV, tau, sampled[0], sample_advantage=sampled[1]) for tau in teachers]
-    pi = signals[0].student_probs
-    mine = _largest(_block_maxima(pi), max(TOP, ranked), pi.shape[1], lambda tokens: pi.gather(1, tokens))
-    moments = [[_moments(objective, signal, mine[:, 0]) for objective in objectives] for signal in signals]
-    distances = [signal.difference for signal in signals]
-    every = [m.expected_NV for row in moments for m in row]
-    maxima = {id(array): _block_maxima(array.abs()) for array in {id(array): array for array in (*every, *distances)}.values()}
-    strength, distance = _by_direction(moments, maxima, ranked), _by_distance(distances, maxima, ranked)
+    sampled = _sampled(student_NV, children, taken) if any(o.expected or o.function for o in objectives) else ()
+    vocabulary = student_NV.shape[1]
+    mine = _largest(block_maxima(student_NV), max(TOP, ranked), vocabulary, lambda tokens: student_NV.gather(1, tokens))
+    looks = [fastest_look(objectives, student_NV, tau, mine[:, 0], *sampled) for tau in teachers]
+    strength = _by_direction(looks, ranked)
+    distance = _largest(
+        torch.stack([look.distance_maxima_NB for look in looks]).amax(0),
+        ranked,
+        vocabulary,
+        lambda tokens: (
+            torch.stack([tau.gather(1, tokens).exp() for tau in teachers])
+            .sub_(student_NV.gather(1, tokens).exp())
+            .abs()
+            .amax(0)
+        ),
+    )
     kept = torch.cat([children, strength, distance, mine[:, :ranked]], dim=1)
     at = kept.clamp_min(0)
-    divergences, ratios = zip(
-        *(_divergences(*pair, mine[:, :TOP]) for pair in zip(signals, distances, strict=True)), strict=True
-    )
     numbers = {
         "kept_NK": kept,
         "student_logprobs_NK": student_NV.gather(1, at),
         "teacher_logprobs_CNK": torch.stack([tau.gather(1, at) for tau in teachers]),
-        "direction_CONK": _each(moments, lambda m: m.direction_NV.gather(1, at)),
-        "direction_norm2_CON": _each(
-            moments, lambda m: m.norm2_N if m.direction_NV is m.expected_NV else vector_norm(m.direction_NV, dim=-1).square()
+        "direction_CONK": _each(looks, lambda m: m.direction_NV.gather(1, at)),
+        "direction_norm2_CON": _each(looks, lambda m: m.direction_norm2_N),
+        "pull_CON": _each(looks, lambda m: m.pull_N),
+        "expected_norm2_CON": _each(looks, lambda m: m.expected_norm2_N),
+        "lift_CONK": _each(looks, lambda m: _lift_at(m, at)),
+        "lift2_CON": _each(looks, lambda m: m.lift2_N),
+        "ratio2_CN": torch.stack([look.ratio2_N for look in looks]),
+        "student_entropy_N": looks[0].student_entropy_N,
+        "divergence_CND": torch.stack(
+            [_divergences(look, student_NV, tau, mine[:, :TOP]) for look, tau in zip(looks, teachers, strict=True)]
         ),
-        "pull_CON": _each(moments, lambda m: m.pull_N),
-        "expected_norm2_CON": _each(moments, lambda m: m.norm2_N),
-        "lift_CONK": _each(moments, lambda m: m.lift_at(at)),
-        "lift2_CON": _each(moments, lambda m: m.lift2_N),
-        "ratio2_CN": torch.stack(ratios),
-        "student_entropy_N": -vecdot(pi, student_NV),
-        "divergence_CND": torch.stack(divergences),
     }
-    return numbers, [[m.direction_NV for m in row] for row in moments]
+    return numbers, [[m.direction_NV for m in look.moved] for look in looks]
 
 
 def _sampled(like_NV: Tensor, children_NS: Tensor, taken: Taken) -> tuple[Tensor, Tensor]:
@@ -155,57 +140,30 @@ def _sampled(like_NV: Tensor, children_NS: Tensor, taken: Taken) -> tuple[Tensor
     return frequency, advantage
 
 
-def _each(moments: list[list[_Moments]], value: Callable[[_Moments], Tensor]) -> Tensor:
-    return torch.stack([torch.stack([value(m) for m in row]) for row in moments])
+def _each(looks: list[Look], value: Callable[[Moved], Tensor]) -> Tensor:
+    return torch.stack([torch.stack([value(m) for m in look.moved]) for look in looks])
 
 
-def _moments(objective: Objective, signals: NodeSignals, best_N: Tensor) -> _Moments:
-    """The sums are taken around the direction at the likeliest token, where most of their weight may lie: nothing large cancels."""
-    pi, d = signals.student_probs, objective.known_direction(signals)
-    expected = d if objective.expected is None else objective.expected_direction(signals)
-    norm2_N = vector_norm(expected, dim=-1).square()
-    if isinstance(objective, After):
-        lift = objective.lift(signals)
-        return _Moments(d, expected, vecdot(pi, expected), norm2_N, vecdot(pi * lift, lift), lift)
-    middle_N = expected.gather(1, best_N[:, None])
-    around = expected - middle_N
-    weighted = pi * around
-    mean_N = weighted.sum(-1)
-    return _Moments(
-        d, expected, middle_N[:, 0] + mean_N, norm2_N, (weighted.mul_(around).sum(-1) - mean_N**2).clamp_min(0), None
-    )
+def _lift_at(moved: Moved, tokens_NK: Tensor) -> Tensor:
+    if moved.lift_NV is not None:
+        return moved.lift_NV.gather(1, tokens_NK)
+    return moved.expected_NV.gather(1, tokens_NK) - moved.pull_N[:, None]
 
 
-def _by_direction(moments: list[list[_Moments]], maxima: dict[int, Tensor], count: int) -> Tensor:
+def _by_direction(looks: list[Look], count: int) -> Tensor:
     """The tokens of the largest share of |d|, the largest over teachers and objectives: (N, count)."""
-    every = [m for row in moments for m in row]
-    lengths = [m.norm2_N.sqrt().clamp_min(SHORTEST)[:, None] for m in every]
+    every = [m for look in looks for m in look.moved]
+    lengths = [m.expected_norm2_N.sqrt().clamp_min(SHORTEST)[:, None] for m in every]
 
     def strength(parts: list[Tensor]) -> Tensor:
         return torch.stack([part / length for part, length in zip(parts, lengths, strict=True)]).amax(0)
 
-    bound_NB = strength([maxima[id(m.expected_NV)] for m in every])
-    vocabulary = every[0].expected_NV.shape[1]
     return _largest(
-        bound_NB, count, vocabulary, lambda tokens: strength([m.expected_NV.gather(1, tokens).abs() for m in every])
+        strength([m.maxima_NB for m in every]),
+        count,
+        every[0].expected_NV.shape[1],
+        lambda tokens: strength([m.expected_NV.gather(1, tokens).abs() for m in every]),
     )
-
-
-def _by_distance(distances: list[Tensor], maxima: dict[int, Tensor], count: int) -> Tensor:
-    """The tokens of the largest |tau - pi|, the largest over teachers: (N, count)."""
-    bound_NB = torch.stack([maxima[id(distance)] for distance in distances]).amax(0)
-    vocabulary = distances[0].shape[1]
-    return _largest(
-        bound_NB, count, vocabulary, lambda tokens: torch.stack([d.gather(1, tokens).abs() for d in distances]).amax(0)
-    )
-
-
-def _block_maxima(score_NV: Tensor) -> Float[Tensor, "N B"]:
-    """The maximum of every `_BLOCK` tokens in a row, of the rest at the end too."""
-    whole = score_NV.shape[1] // _BLOCK * _BLOCK
-    maxima = [score_NV[:, :whole].unflatten(1, (-1, _BLOCK)).amax(-1)] if whole else []
-    rest = [score_NV[:, whole:].amax(-1, keepdim=True)] if whole < score_NV.shape[1] else []
-    return torch.cat([*maxima, *rest], dim=1)
 
 
 def _largest(bound_NB: Tensor, count: int, vocabulary: int, score: Callable[[Tensor], Tensor]) -> Int[Tensor, "N K"]:
@@ -215,28 +173,25 @@ def _largest(bound_NB: Tensor, count: int, vocabulary: int, score: Callable[[Ten
     """
     count = min(count, vocabulary)
     blocks = bound_NB.topk(min(count, bound_NB.shape[1])).indices
-    tokens = (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=blocks.device)).flatten(1)
+    tokens = (blocks[:, :, None] * BLOCK + torch.arange(BLOCK, device=blocks.device)).flatten(1)
     scores = score(tokens.clamp_max(vocabulary - 1)).masked_fill(tokens >= vocabulary, -torch.inf)
     return tokens.gather(1, scores.topk(count).indices)
 
 
-def _divergences(signals: NodeSignals, distance_NV: Tensor, mine_NT: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers of `DIVERGENCES` for N nodes, (N, D), and the mean square of tau / pi - 1 under pi; `mine` are pi's best tokens."""
-    student, teacher, pi, tau = signals.student_logprobs, signals.teacher_logprobs, signals.student_probs, signals.teacher_probs
-    theirs = _largest(_block_maxima(tau), mine_NT.shape[1], tau.shape[1], lambda tokens: tau.gather(1, tokens))
-    overlap = (mine_NT[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
-    log_ratio, tiny = signals.log_ratio, torch.finfo(pi.dtype).tiny
-    ratio2 = (tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(LARGEST).sum(-1) - 1
-    mixture = (pi + tau).mul_(0.5).clamp_min_(tiny).log_()
+def _divergences(look: Look, student_NV: Tensor, teacher_NV: Tensor, mine_NT: Tensor) -> Tensor:
+    """The numbers of `DIVERGENCES` for N nodes, (N, D); `mine` are the student's best tokens."""
+    theirs_NT = _largest(
+        look.teacher_maxima_NB, mine_NT.shape[1], teacher_NV.shape[1], lambda tokens: teacher_NV.gather(1, tokens)
+    )
     columns = [
-        -vecdot(pi, log_ratio),
-        vecdot(tau, log_ratio),
-        0.5 * (vecdot(pi, student - mixture) + vecdot(tau, teacher - mixture)),
-        vector_norm(distance_NV, dim=-1),
-        vecdot(pi, tau) / (vector_norm(pi, dim=-1) * vector_norm(tau, dim=-1)),
-        -vecdot(tau, teacher),
-        overlap,
-        pi.gather(1, theirs).sum(-1),
-        tau.gather(1, mine_NT).sum(-1),
+        look.reverse_kl_N,
+        look.forward_kl_N,
+        look.jsd_N,
+        look.distance_N,
+        look.similarity_N,
+        look.teacher_entropy_N,
+        (mine_NT[:, :, None] == theirs_NT[:, None, :]).any(-1).double().mean(-1),
+        student_NV.gather(1, theirs_NT).exp().sum(-1),
+        teacher_NV.gather(1, mine_NT).exp().sum(-1),
     ]
-    return torch.stack([column.double() for column in columns], dim=-1), ratio2.clamp_min(0)
+    return torch.stack([column.double() for column in columns], dim=-1)
