@@ -41,6 +41,8 @@ def validation_page() -> str:
         _warningstable(told, training),
         "## Does a small step do what its slope says?\n",
         *_first_order(),
+        "## Does TRL train alike?\n",
+        _trl(),
         *_NEGATIVE,
     ]
     return "\n".join(parts)
@@ -137,7 +139,8 @@ def _first_order() -> list[str]:
     stored = json.loads(file.read_text(encoding="utf-8"))
     return [
         f"On `{stored['setting']}`: one step of plain gradient descent, so long that success on the questions that it is not made of "
-        "should change by so much, measured as half the difference to a step back.\n",
+        "should change by so much, measured as half the difference to a step back. All rows hold the same fresh rollouts against it, so what "
+        "their slopes err by is common to them.\n",
         table(
             ("configuration", "foretold, points", "measured, points", "measured over foretold"),
             [
@@ -147,3 +150,16 @@ def _first_order() -> list[str]:
             ],
         ),
     ]  # fmt: skip
+
+
+def _trl() -> str:
+    stored = json.loads((RESULTS / "validation" / "trl.json").read_text(encoding="utf-8"))
+    found = {
+        name: (np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))) for name, values in stored["changes"].items()
+    }
+    told = _listed([f"{100 * mean:+.1f} ± {100 * error:.1f} points by {name}" for name, (mean, error) in found.items()])
+    return (
+        f"`{stored['configuration']}` on `{stored['setting']}`, {stored['steps']} steps of Adam at {stored['rate']:g}, "
+        f"{len(stored['changes']['TRL'])} seeds: {told} (`benchmarks/validate_ranking/trl_check.py`, which trains what `gradalign export` "
+        "writes).\n"
+    )

@@ -342,7 +342,9 @@ def test_configurations_are_ranked_by_it_too(scored, told):
 
 def test_what_has_no_first_step_keeps_the_default(scored, told):
     other = Configuration("half", "reverse_kl", "ctx:correct_demo", tokens=parse_tokens("entropy_top:0.5"))
-    assert rank_configurations(scored, [*CONFIGURATIONS, other]).by == "transfer_drive"
+    found = rank_configurations(scored, [*CONFIGURATIONS, other])
+    assert found.by == "transfer_drive"
+    assert found.notes[0].startswith("first steps are not known of half: `gradalign foretell` (with --configs")
     frame = rank_configurations(scored, [*CONFIGURATIONS, other], by="first_step").frame.set_index("configuration")
     assert np.isnan(frame.loc["half", "first_step"])
     assert np.isnan(frame.loc["half", "foretold"])

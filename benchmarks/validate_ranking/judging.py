@@ -125,12 +125,14 @@ def _resampled(settings: Sequence[tuple[np.ndarray, np.ndarray]], chosen: np.nda
     """The mean Spearman over settings of each predictor, on some configurations and seeds."""
     found = []
     for change_SC, told_PC in settings:
-        change = change_SC[seeds][:, chosen].mean(0)
-        known = ~np.isnan(change)
-        found.append([_known_spearman(told[chosen][known], change[known]) for told in told_PC])
-    return np.mean(found, axis=0)
+        drawn_SC = change_SC[seeds][:, chosen]
+        there_SC = ~np.isnan(drawn_SC)
+        known = there_SC.any(0)
+        change = np.nansum(drawn_SC[:, known], 0) / there_SC[:, known].sum(0)
+        found.append([_known_spearman(told[chosen][known], change) for told in told_PC])
+    return np.nanmean(found, axis=0)
 
 
 def _known_spearman(told: np.ndarray, change: np.ndarray) -> float:
     known = ~np.isnan(told)
-    return spearman(told[known], change[known]) if known.sum() > 2 else 0.0
+    return spearman(told[known], change[known]) if known.sum() > 2 else np.nan

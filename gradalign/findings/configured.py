@@ -15,7 +15,7 @@ from gradalign.findings.accuracy import accuracy_of_teachers
 from gradalign.findings.assessed import RANKABLE, tabulate
 from gradalign.findings.foretold import Horizon
 from gradalign.findings.ground import assess_ground, foretold_on, ground_of, steps_on
-from gradalign.findings.notes import disagreements, outcome_notes
+from gradalign.findings.notes import disagreements, outcome_notes, unforetold
 from gradalign.findings.standing import KEYS, Standing
 from gradalign.findings.wording import SCORE_HEADS, TIES, placed, remarks, score_formats, score_interval
 from gradalign.sheets import Head, Remark, Sheet, Shown, number, percent
@@ -91,9 +91,13 @@ def rank_configurations(
     frame, by = tabulate(assessed, by, np.array([c.tokens.kind != "positive_alignment" for c in ground.usable]))
     frame = _described(frame, ground.usable, run, ground.base, found)
     warned = frame[~frame["oracle"].astype(bool)]
-    warnings = disagreements(warned, accuracy_of_teachers(run), lambda row: str(row["configuration"]))
-    count = len(ground.base.questions)
-    return ConfigurationRanking(frame, by, count, ground.unscored, tuple(outcome_notes(run)), tuple(warnings))
+    warnings = disagreements(warned, accuracy_of_teachers(run), _name)
+    notes = (*unforetold(warned, _name), *outcome_notes(run))
+    return ConfigurationRanking(frame, by, len(ground.base.questions), ground.unscored, notes, tuple(warnings))
+
+
+def _name(row: dict) -> str:
+    return str(row["configuration"])
 
 
 def _described(

@@ -84,6 +84,19 @@ def _effect(row: dict, rows: list[dict], accuracy: Mapping[str, Accuracy], name:
     )
 
 
+def unforetold(frame: pd.DataFrame, name: Callable[[dict], str]) -> list[str]:
+    """Whose first steps are not known where those of others are."""
+    rows = frame[~frame["teacher"].isin((REWARDS, ""))]
+    missing = [name(row) for row in rows.to_dict("records") if np.isnan(row["first_step"])]
+    if not 0 < len(missing) < len(rows):
+        return []
+    named = f"{', '.join(missing[:3])}{f' and {len(missing) - 3} others' if len(missing) > 3 else ''}"
+    return [
+        f"first steps are not known of {named}: `gradalign foretell` (with --configs for configurations) finds those that single rollouts "
+        "tell; --by first_step ranks the others"
+    ]
+
+
 def absent(teacher: str, run: Run) -> str:
     """That a teacher could be built for no question, and the commonest reason."""
     reasons = run.frame("skipped").query("teacher == @teacher")["reason"].value_counts()

@@ -13,7 +13,7 @@ from gradalign.alignment import ScoreSums
 from gradalign.findings.accuracy import accuracy_of_teachers
 from gradalign.findings.assessed import LEAST_FOR_TRANSFER, RANKABLE, Scored, assess, tabulate
 from gradalign.findings.foretold import Horizon, foretold_of
-from gradalign.findings.notes import absent, disagreements, outcome_notes
+from gradalign.findings.notes import absent, disagreements, outcome_notes, unforetold
 from gradalign.findings.rows import require_sampled, scored_rows, weigh
 from gradalign.findings.standing import KEYS, Standing, standing_of
 from gradalign.findings.steps import steps_of
@@ -87,7 +87,7 @@ def rank(
     found = _scored(run, support, draws, seed, objectives, horizon)
     frame, by = tabulate(found, by)
     shared = len(found.standing.questions)
-    notes = (*found.notes, *outcome_notes(run))
+    notes = (*found.notes, *unforetold(frame, _pair_name), *outcome_notes(run))
     left_out = run.frame("questions", ["question"]).shape[0] - shared
     return Ranking(frame, by, shared, left_out, notes, tuple(disagreements(frame, accuracy_of_teachers(run), _pair_name)))
 
