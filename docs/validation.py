@@ -26,7 +26,8 @@ def validation_page() -> str:
         "answer, right or wrong; a larger model), in objective, and in how questions and tokens are weighted. Success was measured on 200 "
         f"held-out questions, 32 answers to each, after 1, 5, 20 and 100 steps. In all {len(runs):,} training runs: "
         f"{_listed(_settings(runs))}.\n",
-        "Predictors were derived on the small student, whose rows therefore flatter them; the medium student was held back.\n",
+        "Predictors were derived on the small student, whose rows therefore flatter them; the medium student is held back"
+        f"{'' if 'medium' in set(runs['student']) else ', and has not been trained yet'}.\n",
         "![Foretold against measured change of success](validation.svg)\n",
         "Each dot is a configuration, the mean of its runs; crosses are teachers that are told the answer, right or wrong.\n",
         "## Rank correlation with what training did\n",
@@ -139,8 +140,8 @@ def _first_order() -> list[str]:
     stored = json.loads(file.read_text(encoding="utf-8"))
     return [
         f"On `{stored['setting']}`: one step of plain gradient descent, so long that success on the questions that it is not made of "
-        "should change by so much, measured as half the difference to a step back. All rows hold the same fresh rollouts against it, so what "
-        "their slopes err by is common to them.\n",
+        "should change by so much, measured as half the difference to a step back. All rows rest on the same fresh "
+        "rollouts, so what their slopes err by is common to them.\n",
         table(
             ("configuration", "foretold, points", "measured, points", "measured over foretold"),
             [

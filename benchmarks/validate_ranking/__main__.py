@@ -170,13 +170,17 @@ def judge(kept: Path) -> None:
 
 
 def stated(training: pd.DataFrame, judged: pd.DataFrame) -> dict[str, Any]:
-    """What the tool says of how well it foretells: over all settings, rates and horizons."""
-    mine = judged[judged["predictor"] == "foretold"]
+    """What the tool says of how well it foretells, over all rates and horizons: of the students that were held back, if any is trained."""
+    held_back = {setting.student for setting in all_settings() if setting.held_back} & set(training["student"])
+    students = held_back or set(training["student"])
+    mine = judged[(judged["predictor"] == "foretold") & judged["student"].isin(students)]
+    trained = training[training["student"].isin(students)]
     return {
-        "runs": len(training[KEYS].drop_duplicates()),
-        "students": int(training["student"].nunique()),
-        "sets": int(training["questions"].nunique()),
-        "steps": int(training["steps"].max()),
+        "runs": len(trained[KEYS].drop_duplicates()),
+        "student": " and ".join(sorted(students)),
+        "held_back": bool(held_back),
+        "sets": int(trained["questions"].nunique()),
+        "steps": int(trained["steps"].max()),
         "spearman": {"least": round(float(mine["spearman"].min()), 4), "most": round(float(mine["spearman"].max()), 4)},
         "regret": round(float(mine["regret"].max()), 4),
     }

@@ -86,8 +86,8 @@ def _effect(row: dict, rows: list[dict], accuracy: Mapping[str, Accuracy], name:
 
 def unforetold(frame: pd.DataFrame, name: Callable[[dict], str]) -> list[str]:
     """Whose first steps are not known where those of others are."""
-    rows = frame[~frame["teacher"].isin((REWARDS, ""))]
-    missing = [name(row) for row in rows.to_dict("records") if np.isnan(row["first_step"])]
+    rows = [row for row in frame.to_dict("records") if row["teacher"] not in (REWARDS, "")]
+    missing = [name(row) for row in rows if np.isnan(row["first_step"])]
     if not 0 < len(missing) < len(rows):
         return []
     named = f"{', '.join(missing[:3])}{f' and {len(missing) - 3} others' if len(missing) > 3 else ''}"
