@@ -16,7 +16,7 @@ def validated() -> str:
     derived = "held back while they were derived" if told["held_back"] else "on which they were derived"
     return (
         f"foretold and first_step look at all parameters of the student. In {told['runs']:,} training runs of the {told['student']} "
-        f"built-in student, {derived}, on {told['sets']} question sets (Adam, 1 to {told['steps']} steps), the rank correlation of foretold and "
-        f"measured change of success on other questions was {worst:.2f} to {best:.2f}, and the first choice at most {told['regret']:.1f} "
-        "points short of the best. Larger models and longer training were not tried: docs/validation.md."
+        f"built-in student, {derived}, on {told['sets']} question sets (Adam, 1 to {told['steps']} steps), the rank correlation of "
+        f"foretold and measured change of success on other questions was {worst:.2f} to {best:.2f}, and the first choice at most "
+        f"{told['regret']:.1f} points short of the best. Larger models and longer training were not tried: docs/validation.md."
     )
