@@ -23,7 +23,7 @@ def schema_page() -> str:
     """Every table and column of a run folder."""
     parts = [
         "# The tables of a run\n",
-        "Made from `gradalign/store/schema.py` by `python docs/build.py`.\n",
+        "Made from `gradalign/store/schema.py` and `first_steps.py` beside it by `python docs/build.py`.\n",
         "A run folder holds `run.json`, `finished/` with a marker and checksums for each part, `log/` with what happened in each session "
         "(`gradalign status` reads it), and a folder of Parquet files for each "
         'table. They open in pandas, DuckDB, Polars or `datasets.load_dataset("parquet", …)` without this package; '

@@ -39,7 +39,7 @@ def validation_page() -> str:
         "## Teachers that are told the answer\n",
         "A leak raises the teacher's accuracy, and local scores praise it. Warned of is what `rank` warns of; harmful is what lowered "
         "success after 100 steps, by more than two standard errors at either rate, and helpful what raised it so.\n",
-        _warningstable(told, training),
+        _of_warnings(told, training),
         "## Does a small step do what its slope says?\n",
         *_first_order(),
         "## Does TRL train alike?\n",
@@ -107,7 +107,7 @@ def _agreement(training: pd.DataFrame) -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
-def _warningstable(told: pd.DataFrame, training: pd.DataFrame) -> str:
+def _of_warnings(told: pd.DataFrame, training: pd.DataFrame) -> str:
     last = training[training["steps"] == training["steps"].max()]
     keys = ["questions", "student", "configuration"]
     change = last.groupby([*keys, "rate"])["change"].agg(["mean", "sem"]).fillna(0.0)

@@ -15,7 +15,8 @@ from gradalign.types import REWARDS
 
 CAVEAT = (
     "Scores are first-order: evidence about a training run, not a proof. transfer_drive and transfer ask what a step on some questions "
-    "does to others, in the output layer; all other scores are local to each node and cannot see guidance that does not transfer."
+    "does to others, in the output layer; drive, gain, advantage and cosines are local to each node and cannot see guidance that does not "
+    "transfer."
 )
 _HALF = 0.5  # of the best one's help for a step as long, below which what is taught is said to be particular to its questions
 _HARDLY = 0.1  # share of the best teacher's help, for what a teacher does better, below which it is said to help hardly at all

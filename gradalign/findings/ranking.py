@@ -30,9 +30,9 @@ class Ranking(Shown):
 
     Columns: teacher, objective; each score with `_low` and `_high` (95% interval over questions); of drive and gain also `_noise`,
     the standard error for these very questions, which more rollouts can remove where more questions cannot; `transfer_drive_sketch`, the
-    standard error that sketching the steps adds; `difference` to the best by the ordering score, paired over questions, with its
-    interval; `p_best`, the share of resamples in which it is best; `tied`, not told from the best. `warnings` say where local
-    scores and transfer disagree.
+    standard error that sketching the steps adds; `first_step_share`, gain for a unit of the first step over the best one's; `difference`
+    to the best by the ordering score, paired over questions, with its interval; `p_best`, the share of resamples in which it is best;
+    `tied`, not told from the best. `warnings` say where local scores and what a step does to others disagree.
     """
 
     frame: pd.DataFrame

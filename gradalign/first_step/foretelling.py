@@ -102,7 +102,8 @@ def foretell(
     run, progress = run if isinstance(run, Run) else load_run(run), progress or Silent()
     kept = FirstSteps(run.path, rollouts, batch)
     units = _units(run, configurations, objectives)
-    wanted = [unit for unit in units if not kept.has(unit.key, run.questions["question"])]
+    known = kept.known(run.frame("questions", ["question"])["question"])
+    wanted = [unit for unit in units if unit.key not in known]
     if wanted:
         progress.stage("loading models")
         if cast is None:
@@ -156,7 +157,7 @@ class Foretelling:
 
     def __init__(self, run: Run, cast: Cast, trainee: Trainee, rollouts: int, batch: int):
         self.cast, self.trainee, self.batch = cast, trainee, batch
-        self.questions = [str(question) for question in run.questions["question"]]
+        self.questions = [str(question) for question in run.frame("questions", ["question"])["question"]]
         self.taught = list(_taught(run, cast, rollouts))
         if len(self.taught) < _FEWEST:
             raise GradalignError(

@@ -51,10 +51,9 @@ class FirstSteps:
         frame = read_first_steps(self.root)
         return frame[(frame[list(self.made)] == pd.Series(self.made)).all(axis=1)]
 
-    def has(self, key: Key, questions: Collection[str]) -> bool:
-        """Are there rows of this key for all these questions? A run that has grown since has them no more."""
-        frame = self.frame()
-        return {*questions} <= {*frame["question"][(frame[list(self.KEYS)] == list(key)).all(axis=1)]}
+    def known(self, questions: Collection[str]) -> set[Key]:
+        """The keys that have rows for all these questions; in a run that has grown since they have them no more."""
+        return {key for key, rows in self.frame().groupby(list(self.KEYS)) if {*questions} <= {*rows["question"]}}
 
     def add(self, key: Key, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep the rows of a key in place of those it had."""
