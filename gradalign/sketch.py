@@ -8,7 +8,7 @@ import math
 from functools import cached_property
 
 import torch
-from jaxtyping import Complex, Float, Num
+from jaxtyping import Complex, Float, Int, Num
 from torch import Tensor
 
 _WORTH_A_MATRIX = 8  # up to so many times the work of one row's transform, the matrix itself is made
@@ -31,7 +31,7 @@ class OuterSketch:
         self.exact = vocabulary * width <= size
         self.length = vocabulary * width if self.exact else size
         self._seed = seed
-        self._moved_signs: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._moved: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     @property
     def by_matrix(self) -> bool:
@@ -59,10 +59,18 @@ class OuterSketch:
 
     def signs(self, like: Tensor) -> Num[Tensor, " V"]:
         """The rows' signs, where and as `like` is."""
-        key = (like.device, like.dtype)
-        if key not in self._moved_signs:
-            self._moved_signs[key] = self._hashes[1].to(like)
-        return self._moved_signs[key]
+        return self._once("row signs", self._hashes[1], like.device, like.dtype)
+
+    def shifts_on(self, device: torch.device) -> Int[Tensor, " runs"]:
+        """`shifts` on a device."""
+        return self._once("shifts", torch.tensor(self.shifts), device, torch.int32)
+
+    def _once(self, name: str, values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """What is moved there once and kept: a GPU would have to do all that it was given before, each time anew."""
+        key = (name, device, dtype)
+        if key not in self._moved:
+            self._moved[key] = values.to(device, dtype)
+        return self._moved[key]
 
     def sum(self, left_NV: Float[Tensor, "N V"], right_NH: Float[Tensor, "N H"]) -> Float[Tensor, " L"]:
         """The sketch of sum_n left_n right_n^T, in double precision: shape (L,), L = `length`."""
@@ -89,7 +97,9 @@ class OuterSketch:
             return right_NH
         _, _, bucket, sign = self._hashes
         sketched = right_NH.new_zeros(len(right_NH), self.length)
-        sketched.index_add_(1, bucket.to(right_NH.device), right_NH * sign.to(right_NH))
+        device, dtype = right_NH.device, right_NH.dtype
+        sign_H = self._once("column signs", sign, device, dtype)
+        sketched.index_add_(1, self._once("buckets", bucket, device, torch.int64), right_NH * sign_H)
         return torch.fft.rfft(sketched)
 
     def part(

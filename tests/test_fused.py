@@ -63,6 +63,25 @@ def test_kernels_give_the_numbers_of_the_plain_form(device, specs):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # which is what is then seen
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_token_far_above_all_that_come_before_it(device, which):
+    """Sums of exponentials around scores of the first tokens would overflow."""
+    raw, objectives = scores(device), [parse_objective("reverse_kl"), parse_objective("forward_kl")]
+    raw[which][0, 15_000] = 150
+    logprobs = [torch.log_softmax(score, -1) for score in raw[:2]]
+    expected, _ = chunk_numbers(logprobs[0], logprobs[1:], TAKEN, objectives, 4)
+    found, _ = fused.fused_numbers(raw[:2], FACTORS[:1] * 2, TAKEN, objectives, 4, OuterSketch(VOCABULARY, 100))
+    torch.testing.assert_close(found["student_lse_N"], raw[0].logsumexp(-1))
+    for numbers in (found, expected):
+        numbers["divergences"] = numbers["divergence_CND"][
+            ..., :7
+        ]  # those beyond ask which of many impossible tokens is the best
+    for name in ("divergences", "direction_norm2_CON", "student_entropy_N"):
+        torch.testing.assert_close(found[name].double(), expected[name].double(), rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
 def test_a_teacher_that_says_what_the_student_says_moves_nothing(device):
     raw = scores(device)
     found, rows = fused.fused_numbers(

@@ -1,4 +1,4 @@
-"""Batches that fit: when memory runs out, halve the batch, say so, and go on."""
+"""Batches that fit: when memory runs out, halve the batch, say so, and go on. And what goes to a device without waiting for it."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gradalign.types import GradalignError
 
@@ -71,6 +72,12 @@ class Batches:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         log.warning("out of memory in %s; going on with batches of %d", self.what, self.size)
+
+
+def sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array's numbers on a device. A GPU need not have done what it was given before: its queue never runs empty for that."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _even_share(weights: Sequence[int], most: int) -> int:

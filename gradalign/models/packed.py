@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gradalign.models.attention import forward, only_attends, own_attention, windows
+from gradalign.models.memory import sent
 
 ATTENTION = "gradalign_packed"
 _HALF = (torch.float16, torch.bfloat16)
@@ -90,7 +91,7 @@ class Row:
             self.held[layer] = key[:, :, : self.prompt].clone(), value[:, :, : self.prompt].clone()
             return key, value
         prompt_key, prompt_value = self.held[layer]
-        return torch.cat([prompt_key, key], 2), torch.cat([prompt_value, value], 2)
+        return _one_behind_other(prompt_key, key), _one_behind_other(prompt_value, value)
 
     def blocks(self, device: torch.device) -> list[Block]:
         """Sequences that are at most twice as long as another of their block."""
@@ -108,7 +109,7 @@ class Row:
             query_ends, key_ends = (
                 np.r_[0, np.cumsum(each)].astype(np.int32) for each in (self._lengths, np.add(self._before, self._lengths))
             )
-            lie = [torch.from_numpy(each).to(device) for each in (query_ends, key_ends, np.concatenate(keys))]
+            lie = [sent(each, device) for each in (query_ends, key_ends, np.concatenate(keys))]
             return Ragged(lie[0], lie[1], lie[2], max(self._lengths), self.longest)
 
         return self._once(("ragged", device), laid_out)
@@ -136,13 +137,18 @@ class Row:
         key_GK = np.concatenate([np.tile(np.arange(before), (len(own_GT), 1)), own_GT], 1)
         query_GT = own_GT - (self.prompt if self.begun else 0)
         kept = np.flatnonzero(place_T < length_G[:, None])
-        query, key, tokens = (torch.from_numpy(each).to(device) for each in (query_GT, key_GK, kept))
+        query, key, tokens = (sent(each, device) for each in (query_GT, key_GK, kept))
         return Block(before, query, key, None if len(kept) == query_GT.size else tokens)
 
     def _once(self, name: Any, make: Callable[[], Any]) -> Any:
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
+
+
+def _one_behind_other(first: Float[Tensor, "1 heads M width"], then: Float[Tensor, "1 heads N width"]) -> Tensor:
+    """Along the tokens, and in memory token by token as both are, so that whole tokens are read from there."""
+    return torch.cat([first.transpose(1, 2), then.transpose(1, 2)], 1).transpose(1, 2)
 
 
 def _attend(
@@ -238,7 +244,7 @@ class PackedPrompt:
         ]
 
     def _pass(self, row: Row, texts: Sequence[np.ndarray]) -> Float[Tensor, "N H"]:
-        ids_2N = torch.from_numpy(np.stack([np.concatenate(texts), row.positions])).to(self._device)
+        ids_2N = sent(np.stack([np.concatenate(texts), row.positions]), self._device)
         inputs: dict[str, Any] = {"input_ids": ids_2N[:1], "position_ids": ids_2N[1:]}
         output = forward(self._model, ATTENTION, **inputs, use_cache=False, packed=row)
         self.windows = row.windows

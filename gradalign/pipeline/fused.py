@@ -7,10 +7,12 @@ distributions, or by these and the tokens that rollouts took; with any other the
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradalign.models.memory import sent
 from gradalign.objectives import Objective
 from gradalign.pipeline.dense import LARGEST
 from gradalign.pipeline.vocabulary import SHORTEST, TOP, Stepping, Taken
@@ -76,8 +78,8 @@ def fused_numbers(
         for other, factor in zip(scores[1:], factors[1:], strict=True)
     ]
     first = looks[0]
-    children = torch.from_numpy(taken.tokens_NS).to(scores[0].device)
-    share = torch.from_numpy(taken.share_NS).to(scores[0].device, torch.float32)
+    children = sent(taken.tokens_NS, scores[0].device)
+    share = sent(taken.share_NS.astype(np.float32), scores[0].device)
 
     mine = first.best(first.maxima["student"], max(TOP, ranked), lambda tokens: first.scores[0].gather(1, tokens))
     theirs = [look.best(look.maxima["teacher"], TOP, lambda at, look=look: look.scores[1].gather(1, at)) for look in looks]
@@ -160,16 +162,18 @@ class _Look:
         beta = next((form.beta for form in forms if form.slot == "jsd"), 0.5)
         wanted = slots | ({"student"} if any(form.sampled for form in forms) else set())
         kept = [name for name in (*_SLOTS, "student") if name in wanted]
-        shifts = torch.tensor(sketch.shifts, dtype=torch.int32, device=device)
+        shifts = sketch.shifts_on(device)
         sums, moments = (torch.empty(nodes, width, device=device) for width in (len(_SUMS), len(_SLOTS) * len(_MOMENTS)))
         maxima = torch.empty(nodes, len(_MAXIMA), length // GROUP, device=device)
         rows = torch.empty(nodes, len(kept), length, device=device)
         place = {name: kept.index(name) if name in kept else -1 for name in (*_SLOTS, "student")}
         numbers_kernel[(nodes,)](  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
             student, teacher, student.stride(0), teacher.stride(0), student_factor, teacher_factor, beta,
-            shifts, sketch.signs(torch.empty(0, dtype=torch.int8, device=device)), sums, moments, maxima, rows,
+            shifts, sketch.signs(torch.empty(0, dtype=torch.bfloat16, device=device)), sums, moments, maxima, rows,
             VOCABULARY=student.shape[1], RUNS=len(sketch.shifts), LENGTH=length, TILE=TILE, GROUP=GROUP, KEPT=len(kept), LARGEST=LARGEST,
-            REVERSE=place["reverse"], FORWARD=place["forward"], JSD=place["jsd"], STUDENT=place["student"], num_warps=_WARPS,
+            REVERSE=place["reverse"], FORWARD=place["forward"],
+            JSD=place["jsd"], STUDENT=place["student"],
+            EVEN=beta == 0.5, num_warps=_WARPS,
         )  # fmt: skip
         found = moments.unflatten(1, (len(_SLOTS), len(_MOMENTS)))
         return cls(

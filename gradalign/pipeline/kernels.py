@@ -13,6 +13,8 @@ _LN2 = tl.constexpr(0.6931471805599453)
 _LOG2E = tl.constexpr(1.4426950408889634)
 _TINY = tl.constexpr(1.1754944e-38)
 _NEVER = tl.constexpr(-1e30)
+_FAR = tl.constexpr(100.0)  # powers of 2, of the 127 that single precision has
+_MUCH = tl.constexpr(1e30)
 
 
 @triton.jit
@@ -51,9 +53,9 @@ def numbers_kernel(
     shifts, signs, sums, moments, maxima, rows,
     VOCABULARY: tl.constexpr, RUNS: tl.constexpr, LENGTH: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
     KEPT: tl.constexpr, LARGEST: tl.constexpr,
-    REVERSE: tl.constexpr, FORWARD: tl.constexpr, JSD: tl.constexpr, STUDENT: tl.constexpr,
+    REVERSE: tl.constexpr, FORWARD: tl.constexpr, JSD: tl.constexpr, STUDENT: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """REVERSE, FORWARD, JSD and STUDENT are the places of sketched rows, -1 where they are not wanted."""
+    """REVERSE, FORWARD, JSD and STUDENT are the places of sketched rows, -1 where they are not wanted; EVEN says that beta is 0.5."""
     node = tl.program_id(0).to(tl.int64)
     student += node * student_stride
     teacher += node * teacher_stride
@@ -64,20 +66,35 @@ def numbers_kernel(
     WHOLE: tl.constexpr = VOCABULARY // TILE * TILE
 
     # 1: logarithms of the sums of exponentials and the mean log-ratio, lane by lane, and the student's likeliest token
-    most_s, most_t, total_s, total_t, apart, likeliest = zero + _NEVER, zero + _NEVER, zero, zero, zero, lane
+    near_s = tl.max(_scores(student, lane, student_factor, VOCABULARY, True))
+    near_t = tl.max(_scores(teacher, lane, teacher_factor, VOCABULARY, True))
+    most_s, total_s, total_t, apart, likeliest = zero + _NEVER, zero, zero, zero, lane
     for masked in tl.static_range(2):
         for start in range(WHOLE if masked else 0, VOCABULARY if masked else WHOLE, TILE):
             place = start + lane
             x = _scores(student, place, student_factor, VOCABULARY, masked)
             y = _scores(teacher, place, teacher_factor, VOCABULARY, masked)
             likeliest = tl.where(x > most_s, place, likeliest)
+            most_s = tl.maximum(most_s, x)
+            chance = tl.exp2(x - near_s)
+            total_s += chance
+            apart += chance * (y - x)
+            total_t += tl.exp2(y - near_t)
+    top_s = tl.max(most_s)
+    best = tl.min(tl.where(most_s == top_s, likeliest, 2147483647))
+    sum_s, sum_t, sum_apart = tl.sum(total_s), tl.sum(total_t), tl.sum(apart)
+    if (top_s - near_s > _FAR) | (sum_t > _MUCH):  # the first stretch was not near the best: sums around running maxima
+        most_s, most_t, total_s, total_t, apart = zero + _NEVER, zero + _NEVER, zero, zero, zero
+        for start in range(0, VOCABULARY, TILE):
+            x = _scores(student, start + lane, student_factor, VOCABULARY, True)
+            y = _scores(teacher, start + lane, teacher_factor, VOCABULARY, True)
             most_s, total_s, apart = _added(most_s, total_s, apart, x, y - x)
             most_t, total_t, _ = _added(most_t, total_t, zero, y, zero)
-    top_s, top_t = tl.max(most_s), tl.max(most_t)
-    sum_s, sum_t = tl.sum(total_s * tl.exp2(most_s - top_s)), tl.sum(total_t * tl.exp2(most_t - top_t))
-    lse_s, lse_t = top_s + tl.log2(sum_s), top_t + tl.log2(sum_t)
-    mean_r = tl.sum(apart * tl.exp2(most_s - top_s)) / sum_s + lse_s - lse_t
-    best = tl.min(tl.where(most_s == top_s, likeliest, 2147483647))
+        near_s, near_t = top_s, tl.max(most_t)
+        turned = tl.exp2(most_s - near_s)
+        sum_s, sum_t, sum_apart = tl.sum(total_s * turned), tl.sum(total_t * tl.exp2(most_t - near_t)), tl.sum(apart * turned)
+    lse_s, lse_t = near_s + tl.log2(sum_s), near_t + tl.log2(sum_t)
+    mean_r = sum_apart / sum_s + lse_s - lse_t
 
     # 2: the mean of the one signal that is not linear in the log-ratio
     mean_j = 0.0
@@ -98,7 +115,7 @@ def numbers_kernel(
     around_r = p_best * (t_best - s_best - mean_r)
     around_f = q_best - p_best
     around_j = p_best * ((1 - beta) * (_mixture(p_best, q_best, beta) - s_best) - mean_j)
-    entropy_s, entropy_t, reverse, forward, even = zero, zero, zero, zero, zero
+    entropy_s, entropy_t, forward, even = zero, zero, zero, zero
     distance2, student2, teacher2, ratio2 = zero, zero, zero, zero
     first_r, second_r, norm2_r, first_f, second_f, first_j, second_j, norm2_j = zero, zero, zero, zero, zero, zero, zero, zero
     group = tl.arange(0, TILE // GROUP)
@@ -120,9 +137,9 @@ def numbers_kernel(
                 f = q - p
                 entropy_s += p * s
                 entropy_t += q * t
-                reverse += p * ratio
                 forward += q * ratio
-                even += (p + q) * (s - _mixture(p, q, 0.5))
+                mixture = _mixture(p, q, 0.5)
+                even += (p + q) * (s - mixture)
                 distance2 += f * f
                 student2 += p * p
                 teacher2 += q * q
@@ -143,7 +160,7 @@ def numbers_kernel(
                     high_r = tl.maximum(high_r, tl.abs(r))
                     row_r += sign * r
                 if JSD >= 0:
-                    j = p * ((1 - beta) * (_mixture(p, q, beta) - s) - mean_j)
+                    j = p * ((1 - beta) * ((mixture if EVEN else _mixture(p, q, beta)) - s) - mean_j)
                     weighted_j = p * (j - around_j)
                     first_j += weighted_j
                     second_j += weighted_j * (j - around_j)
@@ -173,7 +190,7 @@ def numbers_kernel(
     tl.store(out + 1, lse_t * _LN2)
     tl.store(out + 2, -tl.sum(entropy_s) * _LN2)
     tl.store(out + 3, -tl.sum(entropy_t) * _LN2)
-    tl.store(out + 4, -tl.sum(reverse) * _LN2)
+    tl.store(out + 4, -mean_r * _LN2)
     tl.store(out + 5, forwards * _LN2)
     tl.store(out + 6, 0.5 * (tl.sum(even) + forwards) * _LN2)
     tl.store(out + 7, away)

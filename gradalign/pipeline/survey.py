@@ -5,8 +5,7 @@ of nodes only; what leaves it are numbers per node, values at a few kept tokens,
 layer.
 """
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from gradalign.configurations import TokenWeighting
 from gradalign.models import Batches, CausalLanguageModel, LanguageModel, SharingModel
+from gradalign.models.memory import sent
 from gradalign.objectives import Objective
 from gradalign.pipeline.fused import can_fuse, fused_numbers
 from gradalign.pipeline.vocabulary import Stepping, Taken, chunk_numbers
@@ -29,8 +29,11 @@ _CELLS = 1 << 20  # of one array over the vocabulary on the CPU: several of them
 _HEAD_CELLS = (
     8 << 20
 )  # of one array of logits: matrix products want more rows, and below 32 MB memory is not taken anew each time
+_FUSED_NODES = 4096  # on a GPU: enough for its kernels, and few enough that numbers of some are put away while others are made
 _SHARE = 0.25  # of a GPU's free memory
 _KEPT_SHARE = 0.01
+Coming = Callable[[], list[dict[str, np.ndarray]]]
+"""Numbers of one or several chunks of nodes, which may still be on their way from a GPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +130,7 @@ def survey_states(
     source = _Source(models, hidden, children, objectives, ranked, stepping)
     size, numbers = source.way()
     joined, sums, done = {}, {"step": np.zeros(()), "shift": np.zeros(())}, 0
-    for chunk in itertools.chain.from_iterable(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers)):
+    for chunk in _come(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers)):
         sums = {name: total + chunk.pop(name) for name, total in sums.items()}  # as long as many nodes: not kept for each chunk
         _put(chunk, joined, done, len(nodes))
         done += len(chunk["kept_NK"])
@@ -137,6 +140,15 @@ def survey_states(
         device=hidden[0].device, factor_WN=factor_WN, step_WCOL=step_WCOL.numpy(), shift_WCOF=shift_WCOF.numpy(),
         **joined,
     )  # fmt: skip
+
+
+def _come(launched: Iterable[Coming]) -> Iterator[dict[str, np.ndarray]]:
+    """Numbers in order, those of each chunk looked at when the next is on its way: a GPU has always something to do."""
+    before: Coming = list
+    for after in launched:
+        yield from before()
+        before = after
+    yield from before()
 
 
 def _put(chunk: dict[str, np.ndarray], joined: dict[str, np.ndarray], start: int, nodes: int) -> None:
@@ -194,9 +206,10 @@ def _node_states(model: LanguageModel, prompt: tuple[int, ...], request: SurveyR
     node, first = np.unique(flat, return_index=True)
     rollout, step = np.divmod(first[node >= 0], origin_RT.shape[1])
     needed, row = np.unique(rollout, return_inverse=True)
-    states = model.hidden_states(prompt, [request.sequences[r] for r in needed])
-    first_row = np.cumsum([0, *(len(state) for state in states)])
-    return torch.cat(states)[torch.from_numpy(first_row[row.reshape(-1)] + step)]
+    sequences = [request.sequences[r] for r in needed]
+    first_row = np.cumsum([0, *map(len, sequences)])
+    states = torch.cat(model.hidden_states(prompt, sequences))
+    return states[sent(first_row[row.reshape(-1)] + step, states.device)]
 
 
 def _children(tree: PrefixTree, nodes: np.ndarray, advantage_R: np.ndarray) -> Taken:
@@ -227,7 +240,7 @@ class _Source:
     ranked: int
     stepping: Stepping
 
-    def way(self) -> tuple[int, Callable[[int, int], list[dict[str, np.ndarray]]]]:
+    def way(self) -> tuple[int, Callable[[int, int], Coming]]:
         """How many nodes go through the output layers together, and how their numbers are made.
 
         Logits of whole models on one GPU go straight into kernels, if these know the objectives.
@@ -240,12 +253,13 @@ class _Source:
             all(isinstance(model, CausalLanguageModel) for model in self.models) and len({h.device for h in self.hidden}) == 1
         )
         if alike and can_fuse(self.objectives, self.stepping, device):
-            return max(1, room // (len(self.models) * vocabulary + 8 * teachers * self.stepping.sketch.length)), self.fused
+            fit = room // (len(self.models) * vocabulary + 8 * teachers * self.stepping.sketch.length)
+            return max(1, min(_FUSED_NODES, fit)), self.fused
         arrays = 6 + 2 * len(self.models) + (2 * len(self.objectives) + 3) * teachers
         return max(1, room // (arrays * vocabulary)), lambda start, stop: self.plain(start, stop, stop - start)
 
     @torch.inference_mode()
-    def fused(self, start: int, stop: int) -> list[dict[str, np.ndarray]]:
+    def fused(self, start: int, stop: int) -> Coming:
         """Numbers of the nodes from `start` to `stop`, by kernels."""
         nodes = slice(start, stop)
         models = [model for model in self.models if isinstance(model, CausalLanguageModel)]
@@ -254,27 +268,34 @@ class _Source:
         values, rows = fused_numbers(
             scores, factors, self.taken.part(nodes), self.objectives, self.ranked, self.stepping.sketch
         )
-        for model, lse in zip(models, [values.pop("student_lse_N"), *values.pop("teacher_lse_CN")], strict=True):
-            model.require_numbers(lse)
         values["tail_CN"] = torch.full_like(values["ratio2_CN"], torch.nan)
-        return [_arrays(values | self.stepping.part(nodes).of_rows(rows))]
+        coming = _fetched(values | self.stepping.part(nodes).of_rows(rows))
+
+        def checked() -> list[dict[str, np.ndarray]]:
+            (arrays,) = coming()
+            for model, lse in zip(models, [arrays.pop("student_lse_N"), *arrays.pop("teacher_lse_CN")], strict=True):
+                model.require_numbers(torch.from_numpy(lse))
+            return [arrays]
+
+        return checked
 
     @torch.inference_mode()
-    def plain(self, start: int, stop: int, size: int) -> list[dict[str, np.ndarray]]:
+    def plain(self, start: int, stop: int, size: int) -> Coming:
         """The same, `size` nodes at a time, from log-probabilities of as many nodes as go through the output layers together."""
         logprobs = [model.logprobs(states[start:stop]) for model, states in zip(self.models, self.hidden, strict=True)]
         size = -(-(stop - start) // -(-(stop - start) // size))  # as many times, of even sizes
-        return [
+        parts = [
             self._of([array[low : low + size] for array in logprobs], slice(start + low, min(start + low + size, stop)))
             for low in range(0, stop - start, size)
         ]
+        return lambda: [arrays for part in parts for arrays in part()]
 
-    def _of(self, logprobs: Sequence[Tensor], nodes: slice) -> dict[str, np.ndarray]:
+    def _of(self, logprobs: Sequence[Tensor], nodes: slice) -> Coming:
         student = logprobs[0]
         told = [_shared(model, tau, student) for model, tau in zip(self.models[1:], logprobs[1:], strict=True)]
         teachers, tails = zip(*(spread_tail(tau.to(student), student) for tau in told), strict=True)
         values, directions = chunk_numbers(student, teachers, self.taken.part(nodes), self.objectives, self.ranked)
-        return _arrays(values | {"tail_CN": torch.stack(tails)} | self.stepping.part(nodes).of_directions(directions))
+        return _fetched(values | {"tail_CN": torch.stack(tails)} | self.stepping.part(nodes).of_directions(directions))
 
 
 def _kept_states(states_NH: Tensor) -> Tensor:
@@ -284,11 +305,20 @@ def _kept_states(states_NH: Tensor) -> Tensor:
     return states_NH
 
 
-def _arrays(values: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: _numpy(value, np.float32 if name in _LARGE else np.float64) for name, value in values.items()}
+def _fetched(values: dict[str, Tensor]) -> Coming:
+    """Set out for here at once; who calls what is returned waits until they have come, and makes them longer."""
+    coming = {name: value.to("cpu", non_blocking=True) for name, value in values.items()}
+    queues = {value.device: torch.cuda.current_stream(value.device) for value in values.values() if value.is_cuda}
+    events = [queue.record_event() for queue in queues.values()]
+
+    def arrays() -> list[dict[str, np.ndarray]]:
+        for event in events:
+            event.synchronize()
+        return [{name: _numpy(value, np.float32 if name in _LARGE else np.float64) for name, value in coming.items()}]
+
+    return arrays
 
 
 def _numpy(value: Tensor, dtype: type) -> np.ndarray:
-    """Copied as it is, and made longer here."""
     array = value.cpu().numpy()
     return array if value.dtype == torch.int64 else array.astype(dtype, copy=False)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gradalign.models.memory import sent
 from gradalign.objectives import Objective
 from gradalign.pipeline.compiled import fastest_look
 from gradalign.pipeline.dense import BLOCK, Look, Moved, block_maxima
@@ -68,14 +69,17 @@ class Stepping:
 
     def of_rows(self, rows: Sequence[Sequence[Float[Tensor, "N L"]]]) -> dict[str, Tensor]:
         """The same from directions whose rows are sketched."""
-        weight_WN = self.weight_WN.to(rows[0][0])
+        weight_WN = self._weights(rows[0][0])
         shift = torch.stack([torch.stack([weight_WN @ row for row in of_teacher]) for of_teacher in rows]).double()
         return {"step": self._parts(self.sketch, rows, self.states_NH), "shift": shift.movedim(2, 0)}
 
     def _parts(self, sketch: OuterSketch, rows: Sequence[Sequence[Tensor]], right_NH: Tensor) -> Tensor:
-        weight_WN, columns = self.weight_WN.to(rows[0][0]), sketch.columns(right_NH.to(rows[0][0]))
+        weight_WN, columns = self._weights(rows[0][0]), sketch.columns(right_NH.to(rows[0][0]))
         found = [torch.stack([sketch.part(weight_WN, row, columns) for row in of_teacher]) for of_teacher in rows]
         return torch.stack(found).movedim(2, 0)
+
+    def _weights(self, like: Tensor) -> Float[Tensor, "W N"]:
+        return sent(self.weight_WN.numpy(), like.device).to(like.dtype)
 
     def folded(self, step: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """Sketches (W, C, O, L) and (W, C, O, F) that sums of parts stand for."""
