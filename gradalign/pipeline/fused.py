@@ -19,7 +19,7 @@ from gradalign.pipeline.vocabulary import SHORTEST, TOP, Stepping, Taken
 from gradalign.sketch import OuterSketch
 
 try:
-    from gradalign.pipeline.kernels import GROUP, TILE, numbers_kernel, top_kernel
+    from gradalign.pipeline.kernels import DEEP, GROUP, TILE, WIDE, numbers_kernel, top_kernel
 except ImportError:  # no Triton: no GPU, or not one of its kind
     numbers_kernel = top_kernel = None
 
@@ -170,10 +170,11 @@ class _Look:
         numbers_kernel[(nodes,)](  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
             student, teacher, student.stride(0), teacher.stride(0), student_factor, teacher_factor, beta,
             shifts, sketch.signs(torch.empty(0, dtype=torch.bfloat16, device=device)), sums, moments, maxima, rows,
-            VOCABULARY=student.shape[1], RUNS=len(sketch.shifts), LENGTH=length, TILE=TILE, GROUP=GROUP, KEPT=len(kept), LARGEST=LARGEST,
+            VOCABULARY=student.shape[1], RUNS=len(sketch.shifts), LENGTH=length, TILE=TILE, GROUP=GROUP, DEEP=DEEP,
+            WIDE=WIDE, KEPT=len(kept), LARGEST=LARGEST,
             REVERSE=place["reverse"], FORWARD=place["forward"],
             JSD=place["jsd"], STUDENT=place["student"],
-            EVEN=beta == 0.5, num_warps=_WARPS,
+            EVEN=beta == 0.5, NVIDIA=student.is_cuda and torch.version.cuda is not None, num_warps=_WARPS,
         )  # fmt: skip
         found = moments.unflatten(1, (len(_SLOTS), len(_MOMENTS)))
         return cls(

@@ -9,6 +9,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 TILE = 2048
 GROUP = 8
+DEEP, WIDE = 4, 2
 _LN2 = tl.constexpr(0.6931471805599453)
 _LOG2E = tl.constexpr(1.4426950408889634)
 _TINY = tl.constexpr(1.1754944e-38)
@@ -18,26 +19,40 @@ _MUCH = tl.constexpr(1e30)
 
 
 @triton.jit
-def _scores(pointer, place, factor, VOCABULARY: tl.constexpr, MASKED: tl.constexpr):
-    """Scores to base 2; what is not there, or impossible, has so little that its probability is 0, and products with it are."""
+def _exp2(x, NVIDIA: tl.constexpr):
+    """2 ** x, in one instruction where there is one: what is below the smallest normal number is 0."""
+    if NVIDIA:
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.exp2(x)
+
+
+@triton.jit
+def _log2(x, NVIDIA: tl.constexpr):
+    if NVIDIA:
+        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.log2(x)
+
+
+@triton.jit
+def _scores(pointer, place, factor, less, VOCABULARY: tl.constexpr, MASKED: tl.constexpr):
+    """Scores to base 2, less a number; what is not there, or impossible, has so little that its probability is 0, and products with it are."""
     if MASKED:
         there = place < VOCABULARY
-        return tl.maximum(
-            tl.where(there, tl.load(pointer + place, mask=there, other=0.0).to(tl.float32) * factor, _NEVER), _NEVER
-        )
-    return tl.maximum(tl.load(pointer + place).to(tl.float32) * factor, _NEVER)
+        found = tl.load(pointer + place, mask=there, other=0.0).to(tl.float32)
+        return tl.maximum(tl.where(there, found * factor - less, _NEVER), _NEVER)
+    return tl.maximum(tl.load(pointer + place).to(tl.float32) * factor - less, _NEVER)
 
 
 @triton.jit
-def _mixture(p, q, share):
+def _mixture(p, q, share, NVIDIA: tl.constexpr):
     """Logarithm of share q + (1 - share) p."""
-    return tl.log2(tl.maximum(share * q + (1 - share) * p, _TINY))
+    return _log2(tl.maximum(share * q + (1 - share) * p, _TINY), NVIDIA)
 
 
 @triton.jit
-def _added(most, total, weighted, score, value):
+def _added(most, total, weighted, score, value, NVIDIA: tl.constexpr):
     """A running maximum, the sum of 2 ** (scores - maximum) and that of these times values, with one more score."""
-    less, higher = tl.exp2(-tl.abs(score - most)), score > most
+    less, higher = _exp2(-tl.abs(score - most), NVIDIA), score > most
     total = tl.where(higher, total * less + 1.0, total + less)
     return tl.maximum(most, score), total, tl.where(higher, weighted * less + value, weighted + less * value)
 
@@ -52,8 +67,9 @@ def numbers_kernel(
     student, teacher, student_stride, teacher_stride, student_factor, teacher_factor, beta,
     shifts, signs, sums, moments, maxima, rows,
     VOCABULARY: tl.constexpr, RUNS: tl.constexpr, LENGTH: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
-    KEPT: tl.constexpr, LARGEST: tl.constexpr,
+    DEEP: tl.constexpr, WIDE: tl.constexpr, KEPT: tl.constexpr, LARGEST: tl.constexpr,
     REVERSE: tl.constexpr, FORWARD: tl.constexpr, JSD: tl.constexpr, STUDENT: tl.constexpr, EVEN: tl.constexpr,
+    NVIDIA: tl.constexpr,
 ):  # fmt: skip
     """REVERSE, FORWARD, JSD and STUDENT are the places of sketched rows, -1 where they are not wanted; EVEN says that beta is 0.5."""
     node = tl.program_id(0).to(tl.int64)
@@ -63,58 +79,67 @@ def numbers_kernel(
     teacher_factor *= _LOG2E
     lane = tl.arange(0, TILE)
     zero = tl.zeros((TILE,), tl.float32)
-    WHOLE: tl.constexpr = VOCABULARY // TILE * TILE
+    STRIDE: tl.constexpr = DEEP * TILE
+    WHOLE: tl.constexpr = VOCABULARY // STRIDE * STRIDE
+    WHOLE_RUNS: tl.constexpr = (RUNS - 1) // WIDE * WIDE
 
     # 1: logarithms of the sums of exponentials and the mean log-ratio, lane by lane, and the student's likeliest token
-    near_s = tl.max(_scores(student, lane, student_factor, VOCABULARY, True))
-    near_t = tl.max(_scores(teacher, lane, teacher_factor, VOCABULARY, True))
+    near_s = tl.max(_scores(student, lane, student_factor, 0.0, VOCABULARY, True))
+    near_t = tl.max(_scores(teacher, lane, teacher_factor, 0.0, VOCABULARY, True))
     most_s, total_s, total_t, apart, likeliest = zero + _NEVER, zero, zero, zero, lane
     for masked in tl.static_range(2):
-        for start in range(WHOLE if masked else 0, VOCABULARY if masked else WHOLE, TILE):
-            place = start + lane
-            x = _scores(student, place, student_factor, VOCABULARY, masked)
-            y = _scores(teacher, place, teacher_factor, VOCABULARY, masked)
-            likeliest = tl.where(x > most_s, place, likeliest)
-            most_s = tl.maximum(most_s, x)
-            chance = tl.exp2(x - near_s)
-            total_s += chance
-            apart += chance * (y - x)
-            total_t += tl.exp2(y - near_t)
+        for start in range(WHOLE if masked else 0, VOCABULARY if masked else WHOLE, TILE if masked else STRIDE):
+            for piece in tl.static_range(1 if masked else DEEP):
+                place = start + piece * TILE + lane
+                x = _scores(student, place, student_factor, near_s, VOCABULARY, masked)
+                y = _scores(teacher, place, teacher_factor, near_t, VOCABULARY, masked)
+                likeliest = tl.where(x > most_s, place, likeliest)
+                most_s = tl.maximum(most_s, x)
+                chance = _exp2(x, NVIDIA)
+                total_s += chance
+                apart += chance * (y - x)
+                total_t += _exp2(y, NVIDIA)
     top_s = tl.max(most_s)
     best = tl.min(tl.where(most_s == top_s, likeliest, 2147483647))
     sum_s, sum_t, sum_apart = tl.sum(total_s), tl.sum(total_t), tl.sum(apart)
-    if (top_s - near_s > _FAR) | (sum_t > _MUCH):  # the first stretch was not near the best: sums around running maxima
+    top_t = 0.0
+    if (top_s > _FAR) | (sum_t > _MUCH):  # the first stretch was not near the best: sums around running maxima
         most_s, most_t, total_s, total_t, apart = zero + _NEVER, zero + _NEVER, zero, zero, zero
         for start in range(0, VOCABULARY, TILE):
-            x = _scores(student, start + lane, student_factor, VOCABULARY, True)
-            y = _scores(teacher, start + lane, teacher_factor, VOCABULARY, True)
-            most_s, total_s, apart = _added(most_s, total_s, apart, x, y - x)
-            most_t, total_t, _ = _added(most_t, total_t, zero, y, zero)
-        near_s, near_t = top_s, tl.max(most_t)
-        turned = tl.exp2(most_s - near_s)
-        sum_s, sum_t, sum_apart = tl.sum(total_s * turned), tl.sum(total_t * tl.exp2(most_t - near_t)), tl.sum(apart * turned)
-    lse_s, lse_t = near_s + tl.log2(sum_s), near_t + tl.log2(sum_t)
-    mean_r = sum_apart / sum_s + lse_s - lse_t
+            x = _scores(student, start + lane, student_factor, near_s, VOCABULARY, True)
+            y = _scores(teacher, start + lane, teacher_factor, near_t, VOCABULARY, True)
+            most_s, total_s, apart = _added(most_s, total_s, apart, x, y - x, NVIDIA)
+            most_t, total_t, _ = _added(most_t, total_t, zero, y, zero, NVIDIA)
+        top_t = tl.max(most_t)
+        turned = tl.exp2(most_s - top_s)
+        sum_s, sum_t, sum_apart = tl.sum(total_s * turned), tl.sum(total_t * tl.exp2(most_t - top_t)), tl.sum(apart * turned)
+    else:
+        top_s = 0.0
+    sum_s, sum_t, sum_apart = top_s + tl.log2(sum_s), top_t + tl.log2(sum_t), sum_apart / sum_s
+    mean_r = sum_apart + sum_s - sum_t
+    lse_s, lse_t = near_s + sum_s, near_t + sum_t
 
     # 2: the mean of the one signal that is not linear in the log-ratio
     mean_j = 0.0
     if JSD >= 0:
         skewed = zero
         for masked in tl.static_range(2):
-            for start in range(WHOLE if masked else 0, VOCABULARY if masked else WHOLE, TILE):
-                s = _scores(student, start + lane, student_factor, VOCABULARY, masked) - lse_s
-                t = _scores(teacher, start + lane, teacher_factor, VOCABULARY, masked) - lse_t
-                p = tl.exp2(s)
-                skewed += p * (_mixture(p, tl.exp2(t), beta) - s)
+            for start in range(WHOLE if masked else 0, VOCABULARY if masked else WHOLE, TILE if masked else STRIDE):
+                for piece in tl.static_range(1 if masked else DEEP):
+                    place = start + piece * TILE + lane
+                    s = _scores(student, place, student_factor, lse_s, VOCABULARY, masked)
+                    t = _scores(teacher, place, teacher_factor, lse_t, VOCABULARY, masked)
+                    p = _exp2(s, NVIDIA)
+                    skewed += p * (_mixture(p, _exp2(t, NVIDIA), beta, NVIDIA) - s)
         mean_j = (1 - beta) * tl.sum(skewed)
 
     # 3: sums, directions around that at the likeliest token, where nothing large cancels, and buckets of the sketch, run by run
-    s_best = tl.maximum(tl.load(student + best).to(tl.float32) * student_factor, _NEVER) - lse_s
-    t_best = tl.maximum(tl.load(teacher + best).to(tl.float32) * teacher_factor, _NEVER) - lse_t
+    s_best = _scores(student, best, student_factor, lse_s, VOCABULARY, False)
+    t_best = _scores(teacher, best, teacher_factor, lse_t, VOCABULARY, False)
     p_best, q_best = tl.exp2(s_best), tl.exp2(t_best)
     around_r = p_best * (t_best - s_best - mean_r)
     around_f = q_best - p_best
-    around_j = p_best * ((1 - beta) * (_mixture(p_best, q_best, beta) - s_best) - mean_j)
+    around_j = p_best * ((1 - beta) * (_mixture(p_best, q_best, beta, False) - s_best) - mean_j)
     entropy_s, entropy_t, forward, even = zero, zero, zero, zero
     distance2, student2, teacher2, ratio2 = zero, zero, zero, zero
     first_r, second_r, norm2_r, first_f, second_f, first_j, second_j, norm2_j = zero, zero, zero, zero, zero, zero, zero, zero
@@ -124,51 +149,53 @@ def numbers_kernel(
         row_r, row_f, row_j, row_s = zero, zero, zero, zero
         high_s, high_t, high_d, high_r, high_j = zero, zero, zero, zero, zero
         for masked in tl.static_range(2):
-            for run in range(RUNS - 1 if masked else 0, RUNS if masked else RUNS - 1):
-                place = bucket - tl.load(shifts + run)
-                place = tl.where(place < 0, place + LENGTH, place) + run * LENGTH
-                s = _scores(student, place, student_factor, VOCABULARY, masked) - lse_s
-                t = _scores(teacher, place, teacher_factor, VOCABULARY, masked) - lse_t
-                if masked:
-                    sign = tl.load(signs + place, mask=place < VOCABULARY, other=0).to(tl.float32)
-                else:
-                    sign = tl.load(signs + place).to(tl.float32)
-                p, q, ratio = tl.exp2(s), tl.exp2(t), t - s
-                f = q - p
-                entropy_s += p * s
-                entropy_t += q * t
-                forward += q * ratio
-                mixture = _mixture(p, q, 0.5)
-                even += (p + q) * (s - mixture)
-                distance2 += f * f
-                student2 += p * p
-                teacher2 += q * q
-                ratio2 += tl.minimum(q * tl.exp2(tl.minimum(ratio, 126.0)), LARGEST)
-                high_s, high_t = tl.maximum(high_s, p), tl.maximum(high_t, q)
-                high_d = tl.maximum(high_d, tl.abs(f))
-                if FORWARD >= 0:
-                    weighted_f = p * (f - around_f)
-                    first_f += weighted_f
-                    second_f += weighted_f * (f - around_f)
-                    row_f += sign * f
-                if REVERSE >= 0:
-                    r = p * (ratio - mean_r)
-                    weighted_r = p * (r - around_r)
-                    first_r += weighted_r
-                    second_r += weighted_r * (r - around_r)
-                    norm2_r += r * r
-                    high_r = tl.maximum(high_r, tl.abs(r))
-                    row_r += sign * r
-                if JSD >= 0:
-                    j = p * ((1 - beta) * ((mixture if EVEN else _mixture(p, q, beta)) - s) - mean_j)
-                    weighted_j = p * (j - around_j)
-                    first_j += weighted_j
-                    second_j += weighted_j * (j - around_j)
-                    norm2_j += j * j
-                    high_j = tl.maximum(high_j, tl.abs(j))
-                    row_j += sign * j
-                if STUDENT >= 0:
-                    row_s += sign * p
+            for first in range(WHOLE_RUNS if masked else 0, RUNS if masked else WHOLE_RUNS, 1 if masked else WIDE):
+                for each in tl.static_range(1 if masked else WIDE):
+                    run = first + each
+                    place = bucket - tl.load(shifts + run)
+                    place = tl.where(place < 0, place + LENGTH, place) + run * LENGTH
+                    s = _scores(student, place, student_factor, lse_s, VOCABULARY, masked)
+                    t = _scores(teacher, place, teacher_factor, lse_t, VOCABULARY, masked)
+                    if masked:
+                        sign = tl.load(signs + place, mask=place < VOCABULARY, other=0).to(tl.float32)
+                    else:
+                        sign = tl.load(signs + place).to(tl.float32)
+                    p, q, ratio = _exp2(s, NVIDIA), _exp2(t, NVIDIA), t - s
+                    f, both = q - p, p + q
+                    entropy_s += p * s
+                    entropy_t += q * t
+                    forward += q * ratio
+                    halfway = _log2(tl.maximum(both, _TINY), NVIDIA) - 1
+                    even += both * (s - halfway)
+                    distance2 += f * f
+                    student2 += p * p
+                    teacher2 += q * q
+                    ratio2 += tl.minimum(q * _exp2(tl.minimum(ratio, 126.0), NVIDIA), LARGEST)
+                    high_s, high_t = tl.maximum(high_s, p), tl.maximum(high_t, q)
+                    high_d = tl.maximum(high_d, tl.abs(f))
+                    if FORWARD >= 0:
+                        weighted_f = p * (f - around_f)
+                        first_f += weighted_f
+                        second_f += weighted_f * (f - around_f)
+                        row_f += sign * f
+                    if REVERSE >= 0:
+                        r = p * (ratio - mean_r)
+                        weighted_r = p * (r - around_r)
+                        first_r += weighted_r
+                        second_r += weighted_r * (r - around_r)
+                        norm2_r += r * r
+                        high_r = tl.maximum(high_r, tl.abs(r))
+                        row_r += sign * r
+                    if JSD >= 0:
+                        j = p * ((1 - beta) * ((halfway if EVEN else _mixture(p, q, beta, NVIDIA)) - s) - mean_j)
+                        weighted_j = p * (j - around_j)
+                        first_j += weighted_j
+                        second_j += weighted_j * (j - around_j)
+                        norm2_j += j * j
+                        high_j = tl.maximum(high_j, tl.abs(j))
+                        row_j += sign * j
+                    if STUDENT >= 0:
+                        row_s += sign * p
         to = rows + node * KEPT * LENGTH + bucket
         if REVERSE >= 0:
             tl.store(to + REVERSE * LENGTH, row_r * _LN2)
