@@ -57,13 +57,14 @@ class Case:
     theirs: int
     batch_size: int | None
     bar: float | None = None
+    repeats: int = 5
 
     def turns(self) -> Iterator[list[CompletionRequest]]:
         """The requests of each turn; with one part it is the same several times."""
         seeds = [tuple(seed_of("benchmark", i, replicate) for replicate in range(ROLLOUTS)) for i in range(len(self.prefixes))]
         requests = [CompletionRequest(p, s, self.max_tokens) for p, s in zip(self.prefixes, seeds, strict=True)]
         size = len(requests) // self.parts
-        for turn in range(self.parts if self.parts > 1 else 5):
+        for turn in range(self.parts if self.parts > 1 else self.repeats):
             start = turn % self.parts * size
             yield requests[start : start + size]
 
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--turns", type=int, default=5, help="of a case that is one part, turns that count")
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(os.cpu_count() or 1)
@@ -201,7 +203,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     stored, found = [], []
     for make in makers:
-        case = make()
+        case = replace(make(), repeats=given.turns)
         ours, theirs = compared(case)
         ratio = statistics.median(ours.per_second) / statistics.median(theirs.per_second)
         table.add_row(case.name, str(ours.candidates), str(ours), str(theirs.candidates), str(theirs), f"{ratio:.1f}")

@@ -171,9 +171,8 @@ class _Look:
             student, teacher, student.stride(0), teacher.stride(0), student_factor, teacher_factor, beta,
             shifts, sketch.signs(torch.empty(0, dtype=torch.bfloat16, device=device)), sums, moments, maxima, rows,
             VOCABULARY=student.shape[1], RUNS=len(sketch.shifts), LENGTH=length, TILE=TILE, GROUP=GROUP, DEEP=DEEP,
-            WIDE=WIDE, KEPT=len(kept), LARGEST=LARGEST,
-            REVERSE=place["reverse"], FORWARD=place["forward"],
-            JSD=place["jsd"], STUDENT=place["student"],
+            WIDE=1 if wanted & {"jsd", "student"} else WIDE,  # with more to remember, registers would spill
+            KEPT=len(kept), LARGEST=LARGEST, REVERSE=place["reverse"], FORWARD=place["forward"], JSD=place["jsd"], STUDENT=place["student"],
             EVEN=beta == 0.5, NVIDIA=student.is_cuda and torch.version.cuda is not None, num_warps=_WARPS,
         )  # fmt: skip
         found = moments.unflatten(1, (len(_SLOTS), len(_MOMENTS)))

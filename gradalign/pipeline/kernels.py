@@ -9,7 +9,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 TILE = 2048
 GROUP = 8
-DEEP, WIDE = 4, 2
+DEEP, WIDE = 4, 2  # stretches of the vocabulary, and runs of the sketch, that are loaded while others are worked on
 _LN2 = tl.constexpr(0.6931471805599453)
 _LOG2E = tl.constexpr(1.4426950408889634)
 _TINY = tl.constexpr(1.1754944e-38)
@@ -35,7 +35,7 @@ def _log2(x, NVIDIA: tl.constexpr):
 
 @triton.jit
 def _scores(pointer, place, factor, less, VOCABULARY: tl.constexpr, MASKED: tl.constexpr):
-    """Scores to base 2, less a number; what is not there, or impossible, has so little that its probability is 0, and products with it are."""
+    """Scores to base 2, less a number. What is not there, or impossible, has so little that its probability is 0; products with it too."""
     if MASKED:
         there = place < VOCABULARY
         found = tl.load(pointer + place, mask=there, other=0.0).to(tl.float32)

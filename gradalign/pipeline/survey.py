@@ -5,7 +5,7 @@ of nodes only; what leaves it are numbers per node, values at a few kept tokens,
 layer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -19,6 +19,7 @@ from gradalign.models import Batches, CausalLanguageModel, LanguageModel, Sharin
 from gradalign.models.memory import sent
 from gradalign.objectives import Objective
 from gradalign.pipeline.fused import can_fuse, fused_numbers
+from gradalign.pipeline.joining import Coming, Joined, as_array, fetched, hand_on
 from gradalign.pipeline.vocabulary import Stepping, Taken, chunk_numbers
 from gradalign.sketch import OuterSketch
 from gradalign.tails import spread_shares, spread_tail
@@ -32,8 +33,6 @@ _HEAD_CELLS = (
 _FUSED_NODES = 4096  # on a GPU: enough for its kernels, and few enough that numbers of some are put away while others are made
 _SHARE = 0.25  # of a GPU's free memory
 _KEPT_SHARE = 0.01
-Coming = Callable[[], list[dict[str, np.ndarray]]]
-"""Numbers of one or several chunks of nodes, which may still be on their way from a GPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,36 +128,14 @@ def survey_states(
     stepping = Stepping(sketch, flat, hidden[0], torch.from_numpy(factor_WN * visits_N / len(request.sequences)))
     source = _Source(models, hidden, children, objectives, ranked, stepping)
     size, numbers = source.way()
-    joined, sums, done = {}, {"step": np.zeros(()), "shift": np.zeros(())}, 0
-    for chunk in _come(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers)):
-        sums = {name: total + chunk.pop(name) for name, total in sums.items()}  # as long as many nodes: not kept for each chunk
-        _put(chunk, joined, done, len(nodes))
-        done += len(chunk["kept_NK"])
-    step_WCOL, shift_WCOF = stepping.folded(torch.from_numpy(sums["step"]), torch.from_numpy(sums["shift"]))
+    joined = Joined(len(nodes))
+    hand_on(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers), joined.add, hidden[0].device)
+    step_WCOL, shift_WCOF = stepping.folded(*(torch.from_numpy(joined.sums[name]) for name in ("step", "shift")))
     return Survey(
         nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), sketch=sketch, flat=flat, student_states=_kept_states(hidden[0]),
         device=hidden[0].device, factor_WN=factor_WN, step_WCOL=step_WCOL.numpy(), shift_WCOF=shift_WCOF.numpy(),
-        **joined,
+        **joined.arrays,
     )  # fmt: skip
-
-
-def _come(launched: Iterable[Coming]) -> Iterator[dict[str, np.ndarray]]:
-    """Numbers in order, those of each chunk looked at when the next is on its way: a GPU has always something to do."""
-    before: Coming = list
-    for after in launched:
-        yield from before()
-        before = after
-    yield from before()
-
-
-def _put(chunk: dict[str, np.ndarray], joined: dict[str, np.ndarray], start: int, nodes: int) -> None:
-    """Numbers of some nodes into arrays for all: kept apart, they would lie between the large arrays that come and go, and hold memory."""
-    for name, part in chunk.items():
-        axis = _NODE_AXIS.get(name, 0)
-        if name not in joined:
-            joined[name] = np.empty((*part.shape[:axis], nodes, *part.shape[axis + 1 :]), part.dtype)
-        part = np.moveaxis(part, axis, 0)
-        np.moveaxis(joined[name], axis, 0)[start : start + len(part)] = part
 
 
 def _present_first(models: Sequence[LanguageModel]) -> list[int]:
@@ -173,7 +150,7 @@ def _entropies(model: LanguageModel, states_NH: Tensor) -> Float[np.ndarray, " N
 
     def work(start: int, stop: int) -> np.ndarray:
         logprobs = model.logprobs(states_NH[start:stop])
-        return _numpy(-torch.linalg.vecdot(logprobs.exp(), logprobs), np.float64)
+        return as_array(-torch.linalg.vecdot(logprobs.exp(), logprobs), np.float64)
 
     batches = Batches(max(1, _CELLS // model.vocabulary_size), "entropies")
     return np.concatenate(list(batches.over(len(states_NH), work)))
@@ -190,13 +167,6 @@ def _shared(model: LanguageModel, told_NV: Tensor, student_NV: Tensor) -> Tensor
 def outer_sketch(vocabulary: int, width: int) -> OuterSketch:
     """The sketch of a student's output layer: the same in every run, so that steps of several runs can be compared."""
     return OuterSketch(vocabulary, width)
-
-
-_LARGE = ("direction_CONK", "lift_CONK")  # kept in single precision: they hold most of the memory
-_NODE_AXIS = {
-    "teacher_logprobs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "lift_CONK": 2, "lift2_CON": 2, "pull_CON": 2,
-    "expected_norm2_CON": 2, "ratio2_CN": 1, "divergence_CND": 1, "tail_CN": 1,
-}  # fmt: skip
 
 
 def _node_states(model: LanguageModel, prompt: tuple[int, ...], request: SurveyRequest, nodes: np.ndarray) -> Tensor:
@@ -269,7 +239,7 @@ class _Source:
             scores, factors, self.taken.part(nodes), self.objectives, self.ranked, self.stepping.sketch
         )
         values["tail_CN"] = torch.full_like(values["ratio2_CN"], torch.nan)
-        coming = _fetched(values | self.stepping.part(nodes).of_rows(rows))
+        coming = fetched(values | self.stepping.part(nodes).of_rows(rows))
 
         def checked() -> list[dict[str, np.ndarray]]:
             (arrays,) = coming()
@@ -295,7 +265,7 @@ class _Source:
         told = [_shared(model, tau, student) for model, tau in zip(self.models[1:], logprobs[1:], strict=True)]
         teachers, tails = zip(*(spread_tail(tau.to(student), student) for tau in told), strict=True)
         values, directions = chunk_numbers(student, teachers, self.taken.part(nodes), self.objectives, self.ranked)
-        return _fetched(values | {"tail_CN": torch.stack(tails)} | self.stepping.part(nodes).of_directions(directions))
+        return fetched(values | {"tail_CN": torch.stack(tails)} | self.stepping.part(nodes).of_directions(directions))
 
 
 def _kept_states(states_NH: Tensor) -> Tensor:
@@ -303,22 +273,3 @@ def _kept_states(states_NH: Tensor) -> Tensor:
     if states_NH.is_cuda and states_NH.nbytes > _KEPT_SHARE * torch.cuda.mem_get_info(states_NH.device)[0]:
         return states_NH.cpu()
     return states_NH
-
-
-def _fetched(values: dict[str, Tensor]) -> Coming:
-    """Set out for here at once; who calls what is returned waits until they have come, and makes them longer."""
-    coming = {name: value.to("cpu", non_blocking=True) for name, value in values.items()}
-    queues = {value.device: torch.cuda.current_stream(value.device) for value in values.values() if value.is_cuda}
-    events = [queue.record_event() for queue in queues.values()]
-
-    def arrays() -> list[dict[str, np.ndarray]]:
-        for event in events:
-            event.synchronize()
-        return [{name: _numpy(value, np.float32 if name in _LARGE else np.float64) for name, value in coming.items()}]
-
-    return arrays
-
-
-def _numpy(value: Tensor, dtype: type) -> np.ndarray:
-    array = value.cpu().numpy()
-    return array if value.dtype == torch.int64 else array.astype(dtype, copy=False)

@@ -1,0 +1,76 @@
+"""Numbers of chunks of nodes, fetched from where they were made and joined while the next are made."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Coming = Callable[[], list[dict[str, np.ndarray]]]
+"""Numbers of one or several chunks of nodes, which may still be on their way from a GPU: called, it waits for them."""
+
+_LARGE = ("direction_CONK", "lift_CONK")  # kept in single precision: they hold most of the memory
+_NODE_AXIS = {
+    "teacher_logprobs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "lift_CONK": 2, "lift2_CON": 2, "pull_CON": 2,
+    "expected_norm2_CON": 2, "ratio2_CN": 1, "divergence_CND": 1, "tail_CN": 1,
+}  # fmt: skip
+
+
+class Joined:
+    """Numbers of chunks in arrays for all nodes: kept apart, they would lie between the large arrays that come and go, and hold memory."""
+
+    def __init__(self, nodes: int):
+        self.nodes, self.done = nodes, 0
+        self.arrays: dict[str, np.ndarray] = {}
+        self.sums = {"step": np.zeros(()), "shift": np.zeros(())}  # over chunks: each is as long as the numbers of many nodes
+
+    def add(self, coming: Coming) -> None:
+        """Wait for numbers, and put them behind those that are there."""
+        for chunk in coming():
+            for name in self.sums:
+                self.sums[name] = self.sums[name] + chunk.pop(name)
+            for name, part in chunk.items():
+                axis = _NODE_AXIS.get(name, 0)
+                if name not in self.arrays:
+                    self.arrays[name] = np.empty((*part.shape[:axis], self.nodes, *part.shape[axis + 1 :]), part.dtype)
+                part = np.moveaxis(part, axis, 0)
+                np.moveaxis(self.arrays[name], axis, 0)[self.done : self.done + len(part)] = part
+            self.done += len(chunk["kept_NK"])
+
+
+def hand_on(chunks: Iterable[Coming], add: Callable[[Coming], None], device: torch.device) -> None:
+    """Add chunk after chunk; those of a GPU in a thread of its own, two at most under way, so that it has always something to do."""
+    if device.type != "cuda":
+        for coming in chunks:
+            add(coming)
+        return
+    with ThreadPoolExecutor(1) as aside:
+        waiting: deque[Future[None]] = deque()
+        for coming in chunks:
+            waiting.append(aside.submit(add, coming))
+            if len(waiting) > 2:
+                waiting.popleft().result()
+        for future in waiting:
+            future.result()
+
+
+def fetched(values: dict[str, Tensor]) -> Coming:
+    """Set out for here at once; who calls what is returned waits until they have come, and makes them longer."""
+    coming = {name: value.to("cpu", non_blocking=True) for name, value in values.items()}
+    queues = {value.device: torch.cuda.current_stream(value.device) for value in values.values() if value.is_cuda}
+    events = [queue.record_event() for queue in queues.values()]
+
+    def arrays() -> list[dict[str, np.ndarray]]:
+        for event in events:
+            event.synchronize()
+        return [{name: as_array(value, np.float32 if name in _LARGE else np.float64) for name, value in coming.items()}]
+
+    return arrays
+
+
+def as_array(value: Tensor, dtype: type) -> np.ndarray:
+    """As numpy has it, longer where it is not of integers."""
+    array = value.cpu().numpy()
+    return array if value.dtype == torch.int64 else array.astype(dtype, copy=False)
