@@ -1,8 +1,6 @@
 """Numbers of chunks of nodes, fetched from where they were made and joined while the next are made."""
 
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -26,8 +24,15 @@ class Joined:
         self.arrays: dict[str, np.ndarray] = {}
         self.sums = {"step": np.zeros(()), "shift": np.zeros(())}  # over chunks: each is as long as the numbers of many nodes
 
-    def add(self, coming: Coming) -> None:
-        """Wait for numbers, and put them behind those that are there."""
+    def add(self, chunks: Iterable[Coming]) -> None:
+        """Put the numbers of chunk behind chunk, each when the next is on its way: a GPU has always something to do."""
+        before: Coming = list
+        for after in chunks:
+            self._put(before)
+            before = after
+        self._put(before)
+
+    def _put(self, coming: Coming) -> None:
         for chunk in coming():
             for name in self.sums:
                 self.sums[name] = self.sums[name] + chunk.pop(name)
@@ -38,22 +43,6 @@ class Joined:
                 part = np.moveaxis(part, axis, 0)
                 np.moveaxis(self.arrays[name], axis, 0)[self.done : self.done + len(part)] = part
             self.done += len(chunk["kept_NK"])
-
-
-def hand_on(chunks: Iterable[Coming], add: Callable[[Coming], None], device: torch.device) -> None:
-    """Add chunk after chunk; those of a GPU in a thread of its own, two at most under way, so that it has always something to do."""
-    if device.type != "cuda":
-        for coming in chunks:
-            add(coming)
-        return
-    with ThreadPoolExecutor(1) as aside:
-        waiting: deque[Future[None]] = deque()
-        for coming in chunks:
-            waiting.append(aside.submit(add, coming))
-            if len(waiting) > 2:
-                waiting.popleft().result()
-        for future in waiting:
-            future.result()
 
 
 def fetched(values: dict[str, Tensor]) -> Coming:

@@ -9,7 +9,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 TILE = 2048
 GROUP = 8
-DEEP, WIDE = 4, 2  # stretches of the vocabulary, and runs of the sketch, that are loaded while others are worked on
+DEEP, WIDE = 8, 2  # stretches of the vocabulary, and runs of the sketch, that are loaded while others are worked on
 _LN2 = tl.constexpr(0.6931471805599453)
 _LOG2E = tl.constexpr(1.4426950408889634)
 _TINY = tl.constexpr(1.1754944e-38)

@@ -19,7 +19,7 @@ from gradalign.models import Batches, CausalLanguageModel, LanguageModel, Sharin
 from gradalign.models.memory import sent
 from gradalign.objectives import Objective
 from gradalign.pipeline.fused import can_fuse, fused_numbers
-from gradalign.pipeline.joining import Coming, Joined, as_array, fetched, hand_on
+from gradalign.pipeline.joining import Coming, Joined, as_array, fetched
 from gradalign.pipeline.vocabulary import Stepping, Taken, chunk_numbers
 from gradalign.sketch import OuterSketch
 from gradalign.tails import spread_shares, spread_tail
@@ -30,7 +30,7 @@ _CELLS = 1 << 20  # of one array over the vocabulary on the CPU: several of them
 _HEAD_CELLS = (
     8 << 20
 )  # of one array of logits: matrix products want more rows, and below 32 MB memory is not taken anew each time
-_FUSED_NODES = 4096  # on a GPU: enough for its kernels, and few enough that numbers of some are put away while others are made
+_FUSED_NODES = 8192  # on a GPU: enough for its kernels, and few enough that numbers of some are put away while others are made
 _SHARE = 0.25  # of a GPU's free memory
 _KEPT_SHARE = 0.01
 
@@ -129,7 +129,7 @@ def survey_states(
     source = _Source(models, hidden, children, objectives, ranked, stepping)
     size, numbers = source.way()
     joined = Joined(len(nodes))
-    hand_on(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers), joined.add, hidden[0].device)
+    joined.add(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers))
     step_WCOL, shift_WCOF = stepping.folded(*(torch.from_numpy(joined.sums[name]) for name in ("step", "shift")))
     return Survey(
         nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), sketch=sketch, flat=flat, student_states=_kept_states(hidden[0]),
