@@ -91,10 +91,12 @@ def smollm2_page() -> str:
 
 
 def speed_page() -> str:
-    """Ours against what people do today, as `benchmarks/bench.py` stored it, and on a GPU the pass over the vocabulary."""
-    stored, cuda = (
-        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("bench", "vocabulary_pass_cuda")
+    """Ours against what people do today, as `benchmarks/bench.py` stored it, and what was measured on a GPU."""
+    stored, cuda, sampling, first = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("bench", "vocabulary_pass_cuda", "sampling_cuda", "first_steps_cost_cuda")
     )
+    sampled = sampling["rows"][0]
     rows = []
     for row in stored["rows"]:
         bar = "" if row["bar"] is None else f"{'≥' if row['more'] else '≤'} {row['bar']:g}"
@@ -121,6 +123,13 @@ def speed_page() -> str:
                 for row in cuda["rows"]
             ],
         ),
+        f"There, targeted rollouts with the engine `hf`: {_spread(sampled['hf']['per_second'])} tokens a second, against "
+        f"{_spread(sampled['generate']['per_second'])} by one `generate` call for each candidate, {_three(sampled['ratio'])} times as many "
+        "(`benchmarks/sampling.py --device cuda --shape qwen3-0.6b`). `gradalign foretell` took "
+        f"{_spread(first['seconds'])} s for a configuration's {first['tokens']:,} tokens in float32, "
+        f"{_three(median(first['seconds']) / median(first['baseline_seconds']))} times one forward and backward pass over them, and "
+        f"{first['peak_gib']:.0f} GiB, of which that pass alone takes {first['baseline_peak_gib']:.0f} "
+        "(`benchmarks/first_steps_cost.py --device cuda --shape qwen3-0.6b`).\n",
     ]  # fmt: skip
     return "\n".join(parts)
 

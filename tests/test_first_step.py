@@ -12,7 +12,7 @@ from gradalign.configurations import Configuration, parse_questions, parse_token
 from gradalign.findings import Horizon, rank, rank_configurations
 from gradalign.first_step import foretell
 from gradalign.first_step import foretelling as module
-from gradalign.first_step.directions import Rollouts, rollout_direction, untold
+from gradalign.first_step.directions import Rollouts, rollout_direction, told_by_single_rollouts
 from gradalign.first_step.moments import Moments
 from gradalign.first_step.student import Trainee
 from gradalign.models import CausalLanguageModel, LoadOptions, load_model
@@ -78,14 +78,37 @@ def test_a_reward_reweighted_target_adds_success(tabular):
 
 
 def test_pairs_of_rollouts_are_not_told_by_single_ones():
-    assert untold(parse_objective("pbsd:0.1")) == "it compares pairs of rollouts"
-    assert untold(parse_objective("jsd:0.5")) is None
+    assert not told_by_single_rollouts(parse_objective("pbsd:0.1"))
+    assert told_by_single_rollouts(parse_objective("jsd:0.5"))
 
 
 def test_functions_of_the_users_are_known_without_importing_them():
     assert brought("no.such.module:function")
     assert brought("mine")
     assert not any(map(brought, ("gkd", "reverse_kl", "jsd:0.5", "minillm:1", "forward_kl@reverse_kl*1", "dr_grpo")))
+
+
+def exact_success(logits: torch.Tensor, model) -> float:
+    """The mean reward of all rollouts, each as likely as these logits make it."""
+    logprobs, found = logits.log_softmax(-1), 0.0
+    for sequence in itertools.product(range(model.vocabulary_size), repeat=model.length):
+        rows = [model.prefixes[sequence[:depth]] for depth in range(model.length)]
+        found += float(logprobs[rows, list(sequence)].sum().exp()) * model.rewards[sequence]
+    return found
+
+
+@pytest.mark.parametrize("objective", ["reverse_kl", "forward_kl", "jsd:0.5", "minillm:1", "pbsd_target:0.25", "dr_grpo"])
+def test_small_steps_change_success_as_their_slope_says(tabular, objective):
+    """Exactly, with no sampling: the change over slope times step goes to 1, and errs by less the smaller the step."""
+    step = torch.from_numpy(summed(objective, tabular, tabular.tilted(1.5, "teacher")))
+    slope = float((step * torch.from_numpy(summed("success", tabular, tabular))).sum())
+    before, ratios = exact_success(tabular.logits_NV, tabular), []
+    for told in (0.02, 0.002, 0.0002):
+        size = told / abs(slope)
+        ratios.append((exact_success(tabular.logits_NV + size * step, tabular) - before) / (size * slope))
+    assert abs(ratios[0] - 1) < 0.1
+    assert abs(ratios[2] - 1) < abs(ratios[1] - 1) < abs(ratios[0] - 1)
+    assert abs(ratios[2] - 1) < 2e-3
 
 
 def batches(count: int, seed: int = 0) -> torch.Tensor:

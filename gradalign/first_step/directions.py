@@ -33,10 +33,9 @@ def advantages(reward_R: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
     return (reward_R - reward_R.mean()) * len(reward_R) / (len(reward_R) - 1)
 
 
-def untold(objective: Objective) -> str | None:
-    """Why single rollouts do not tell an objective's direction; None if they do."""
-    paired = objective.outcome is not None and objective.outcome.kind == "pair_weight"
-    return "it compares pairs of rollouts" if paired else None
+def told_by_single_rollouts(objective: Objective) -> bool:
+    """Does one rollout tell its part of an objective's direction? Not if the objective compares pairs of them."""
+    return objective.outcome is None or objective.outcome.kind != "pair_weight"
 
 
 def rollout_direction(

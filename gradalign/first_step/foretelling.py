@@ -25,7 +25,7 @@ import torch
 from gradalign.configurations import Configuration, QuestionWeighting, TokenWeighting
 from gradalign.contexts import parse_teacher
 from gradalign.endpoint import PREFIX
-from gradalign.first_step.directions import Rollouts, advantages, rollout_direction, untold
+from gradalign.first_step.directions import Rollouts, advantages, rollout_direction, told_by_single_rollouts
 from gradalign.first_step.moments import Moments, Parameters, Step
 from gradalign.first_step.student import Text, Trainee
 from gradalign.models import CausalLanguageModel
@@ -140,7 +140,7 @@ def _units(run: Run, configurations: Sequence[Configuration], objectives: Sequen
 
 def _asked(objective: str, objectives: Sequence[str]) -> bool:
     wanted = objective in objectives if objectives else not brought(objective)
-    return wanted and untold(parse_objective(objective)) is None
+    return wanted and told_by_single_rollouts(parse_objective(objective))
 
 
 def _config(run: Run, units: Sequence[Unit], trust_remote_code: bool) -> RunConfig:
