@@ -24,7 +24,8 @@ from side_by_side import ASKED, Comparison
 PLACE = Path(__file__).parent
 SMALL = os.environ.get("SMALL") == "1"
 BENCHMARKS = {  # with the threads of each
-    "vocabulary_pass": None, "sampling": None, "trees_and_rows": 1, "demo_profile": None, "linear_cost": 1,
+    "vocabulary_pass": None, "sampling": None, "trees_and_rows": 1, "first_steps_cost": None, "demo_profile": None,
+    "linear_cost": 1,
 }  # fmt: skip
 
 
