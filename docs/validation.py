@@ -64,7 +64,7 @@ _NEGATIVE = (
     "- Cosines and advantages at nodes, teacher accuracy, and divergences from the student do not see what carries over to other "
     "questions; they are in the tables.\n"
     "- Training only where the student went wrong (`correct where it went wrong`) ends above its teacher, because what is right already "
-    "is left alone: at 4e-4 the medium student gained 1.7 to 2.8 points more by it on `boolean` and `choice` after 20 and 100 steps than by "
+    "is left alone: at 4e-4 the medium student gained 1.7 to 2.8 points more by it on `boolean` and `choice` after 20 or 100 steps than by "
     "the same teacher everywhere. `foretold` puts its end at the teacher's success and did not choose it; that is the most of where the "
     "first choice fell short. An end of its own for such weightings is the next idea, and wants settings that nobody has looked at.\n"
     "- The lead over the teacher's accuracy is not clear of 0 after 20 and 100 steps at some rates, though 0.4 on average: intervals "
