@@ -125,11 +125,11 @@ def speed_page() -> str:
         ),
         f"There, targeted rollouts with the engine `hf`: {_spread(sampled['hf']['per_second'])} tokens a second, against "
         f"{_spread(sampled['generate']['per_second'])} by one `generate` call for each candidate, {_three(sampled['ratio'])} times as many "
-        "(`benchmarks/sampling.py --device cuda --shape qwen3-0.6b`). `gradalign foretell` took "
+        "(`benchmarks/sampling.py --device cuda --shape qwen3-0.6b --turns 2`). `gradalign foretell` took "
         f"{_spread(first['seconds'])} s for a configuration's {first['tokens']:,} tokens in float32, "
         f"{_three(median(first['seconds']) / median(first['baseline_seconds']))} times one forward and backward pass over them, and "
         f"{first['peak_gib']:.0f} GiB, of which that pass alone takes {first['baseline_peak_gib']:.0f} "
-        "(`benchmarks/first_steps_cost.py --device cuda --shape qwen3-0.6b`).\n",
+        "(`benchmarks/first_steps_cost.py --device cuda --shape qwen3-0.6b --questions 8 --length 256`).\n",
     ]  # fmt: skip
     return "\n".join(parts)
 

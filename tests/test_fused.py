@@ -63,12 +63,15 @@ def test_kernels_give_the_numbers_of_the_plain_form(device, specs):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # which is what is then seen
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # which is what is then seen
+@pytest.mark.parametrize("impossible", [False, True])
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_token_far_above_all_that_come_before_it(device, which):
-    """Sums of exponentials around scores of the first tokens would overflow."""
+def test_a_token_far_above_all_that_come_before_it(device, which, impossible):
+    """Sums of exponentials around scores of the first tokens would overflow, most of all where these are impossible."""
     raw, objectives = scores(device), [parse_objective("reverse_kl"), parse_objective("forward_kl")]
     raw[which][0, 15_000] = 150
+    if impossible:
+        raw[0][2, :2500] = raw[1][2, :2500] = -1e9
     logprobs = [torch.log_softmax(score, -1) for score in raw[:2]]
     expected, _ = chunk_numbers(logprobs[0], logprobs[1:], TAKEN, objectives, 4)
     found, _ = fused.fused_numbers(raw[:2], FACTORS[:1] * 2, TAKEN, objectives, 4, OuterSketch(VOCABULARY, 100))

@@ -102,22 +102,24 @@ def numbers_kernel(
     top_s = tl.max(most_s)
     best = tl.min(tl.where(most_s == top_s, likeliest, 2147483647))
     sum_s, sum_t, sum_apart = tl.sum(total_s), tl.sum(total_t), tl.sum(apart)
-    top_t = 0.0
+    top_t = near_t
     if (top_s > _FAR) | (sum_t > _MUCH):  # the first stretch was not near the best: sums around running maxima
-        most_s, most_t, total_s, total_t, apart = zero + _NEVER, zero + _NEVER, zero, zero, zero
+        most_s, most_t, total_s, total_t, apart, likeliest = zero + _NEVER, zero + _NEVER, zero, zero, zero, lane
         for start in range(0, VOCABULARY, TILE):
-            x = _scores(student, start + lane, student_factor, near_s, VOCABULARY, True)
-            y = _scores(teacher, start + lane, teacher_factor, near_t, VOCABULARY, True)
+            x = _scores(student, start + lane, student_factor, 0.0, VOCABULARY, True)
+            y = _scores(teacher, start + lane, teacher_factor, 0.0, VOCABULARY, True)
+            likeliest = tl.where(x > most_s, start + lane, likeliest)
             most_s, total_s, apart = _added(most_s, total_s, apart, x, y - x, NVIDIA)
             most_t, total_t, _ = _added(most_t, total_t, zero, y, zero, NVIDIA)
-        top_t = tl.max(most_t)
+        top_s, top_t = tl.max(most_s), tl.max(most_t)
+        best = tl.min(tl.where(most_s == top_s, likeliest, 2147483647))
         turned = tl.exp2(most_s - top_s)
         sum_s, sum_t, sum_apart = tl.sum(total_s * turned), tl.sum(total_t * tl.exp2(most_t - top_t)), tl.sum(apart * turned)
+        sum_apart += sum_s * (top_s - top_t)
     else:
-        top_s = 0.0
-    sum_s, sum_t, sum_apart = top_s + tl.log2(sum_s), top_t + tl.log2(sum_t), sum_apart / sum_s
-    mean_r = sum_apart + sum_s - sum_t
-    lse_s, lse_t = near_s + sum_s, near_t + sum_t
+        top_s = near_s
+    mean_r = sum_apart / sum_s + tl.log2(sum_s) - tl.log2(sum_t)
+    lse_s, lse_t = top_s + tl.log2(sum_s), top_t + tl.log2(sum_t)
 
     # 2: the mean of the one signal that is not linear in the log-ratio
     mean_j = 0.0
