@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gradalign.plugins import imported, registered
+from gradalign.row_sums import row_dot
 from gradalign.types import GradalignError
 
 NV = Float[Tensor, "N V"]
@@ -67,6 +68,16 @@ class NodeSignals:
         """tau - pi."""
         return self.teacher_probs - self.student_probs
 
+    @cached_property
+    def _directions(self) -> dict["Signal", NV]:
+        return {}
+
+    def direction_of(self, signal: "Signal") -> NV:
+        """d_j = pi_j (f_j - sum_k pi_k f_k): made once, however many objectives have this signal."""
+        if signal not in self._directions:
+            self._directions[signal] = centred(self.student_probs, signal(self))
+        return self._directions[signal]
+
     def wanted(self, name: str, objective: str) -> Tensor:
         """The signal of that name, or an error that says who wants it."""
         value = getattr(self, name)
@@ -112,17 +123,15 @@ class Objective:
 
     def direction(self, signals: NodeSignals) -> NV:
         """d_j = pi_j (f_j - sum_k pi_k f_k), shape (N, V), the descent direction of the loss in the student's logits."""
-        return centred(signals.student_probs, self.signal(signals))
+        return signals.direction_of(self.signal)
 
     def known_direction(self, signals: NodeSignals) -> NV:
         """The part of `direction` that the two models tell, shape (N, V): all of it unless there is an `outcome`."""
-        return self.direction(signals) if self.known is None else centred(signals.student_probs, self.known(signals))
+        return self.direction(signals) if self.known is None else signals.direction_of(self.known)
 
     def expected_direction(self, signals: NodeSignals) -> NV:
         """The mean of `direction` over the sampled tokens, shape (N, V); the direction itself where it does not depend on them."""
-        return (
-            self.known_direction(signals) if self.expected is None else centred(signals.student_probs, self.expected(signals))
-        )
+        return self.known_direction(signals) if self.expected is None else signals.direction_of(self.expected)
 
 
 @dataclass(frozen=True)
@@ -189,8 +198,7 @@ def ideal_direction(student_logprobs: NV, success: NV, support: Bool[Tensor, "N 
 def centred(probs: NV, signal: NV) -> NV:
     """pi_j (f_j - sum_k pi_k f_k); tokens of probability 0 contribute and receive nothing."""
     signal = torch.where(probs > 0, signal, 0.0)
-    mean = torch.linalg.vecdot(probs, signal)[..., None]
-    return probs * (signal - mean)
+    return probs * (signal - row_dot(probs, signal)[..., None])
 
 
 def parse_objective(spec: str) -> Objective:

@@ -5,6 +5,7 @@ last hidden states: matrices of vocabulary x width, too large to keep for each q
 """
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -75,21 +76,25 @@ class OuterSketch:
     def sum(self, left_NV: Float[Tensor, "N V"], right_NH: Float[Tensor, "N H"]) -> Float[Tensor, " L"]:
         """The sketch of sum_n left_n right_n^T, in double precision: shape (L,), L = `length`."""
         columns = self.columns(right_NH.to(left_NV.dtype))
-        return self.folded(self.part(torch.ones(1, len(left_NV)).to(left_NV), self.rows(left_NV), columns))[0]
+        return self.folded(self.part(torch.ones(1, len(left_NV)).to(left_NV), self.rows([left_NV]), columns)[0])[0]
 
-    def rows(self, left_NV: Float[Tensor, "N V"]) -> Float[Tensor, "N L"]:
-        """The left factor as `part` wants it: each row sketched, or as it is where the matrix itself is made."""
+    def rows(self, lefts: Sequence[Float[Tensor, "N V"]]) -> Float[Tensor, "D N L"]:
+        """Left factors as `part` wants them: each row sketched, or as it is where the matrix itself is made."""
         if self.by_matrix:
-            return left_NV
-        signs_V, found_NL = self.signs(left_NV), left_NV.new_zeros(len(left_NV), self.length)
-        for run, shift in enumerate(self.shifts):
-            turn = self.length - shift
-            for low, high in ((0, turn), (turn, self.length)):
-                start, stop = run * self.length + low, min(run * self.length + high, self.vocabulary)
-                if start < stop:
-                    to = (low + shift) % self.length
-                    found_NL[:, to : to + stop - start].addcmul_(left_NV[:, start:stop], signs_V[start:stop])
-        return found_NL
+            return torch.stack([*lefts])
+        signs_V, found_DNL = self.signs(lefts[0]), lefts[0].new_empty(len(lefts), len(lefts[0]), self.length)
+        if self.vocabulary < self.length:
+            found_DNL.zero_()
+        for left_NV, found_NL in zip(lefts, found_DNL, strict=True):
+            for run, shift in enumerate(self.shifts):
+                turn = self.length - shift
+                for low, high in ((0, turn), (turn, self.length)):
+                    start, stop = run * self.length + low, min(run * self.length + high, self.vocabulary)
+                    if start < stop:
+                        to = (low + shift) % self.length
+                        part, signed = found_NL[:, to : to + stop - start], (left_NV[:, start:stop], signs_V[start:stop])
+                        part.addcmul_(*signed) if run else torch.mul(*signed, out=part)
+        return found_DNL
 
     def columns(self, right_NH: Float[Tensor, "N H"]) -> Tensor:
         """The right factor as `part` wants it, made once for all left factors: itself, or the transform of each row's sketch."""
@@ -105,18 +110,18 @@ class OuterSketch:
     def part(
         self,
         weight_WN: Float[Tensor, "W N"],
-        rows_NL: Float[Tensor, "N L"],
+        rows_DNL: Float[Tensor, "D N L"],
         columns: Float[Tensor, "N H"] | Complex[Tensor, "N F"],
-    ) -> Float[Tensor, "W ..."]:
-        """What is kept of sum_n weight_wn left_n right_n^T for each w: parts add up over rows, and `folded` makes sketches of the sum.
+    ) -> Float[Tensor, "D W ..."]:
+        """What is kept of sum_n weight_wn left_dn right_n^T for each d and w: parts add up over n, and `folded` makes sketches of the sum.
 
         The circular convolution of two rows' sketches is the sketch of their outer product.
         """
         if not self.by_matrix:
-            return torch.view_as_real(weight_WN.to(columns.dtype) @ (torch.fft.rfft(rows_NL) * columns)).double()
+            return torch.view_as_real(weight_WN.to(columns.dtype) @ torch.fft.rfft(rows_DNL).mul_(columns)).double()
         if self.width == 1:
-            return ((weight_WN * columns[:, 0]) @ rows_NL).double()[..., None]
-        return torch.stack([rows_NL.T @ (weight_N[:, None] * columns) for weight_N in weight_WN]).double()
+            return ((weight_WN * columns[:, 0]) @ rows_DNL).double()[..., None]
+        return (rows_DNL.mT[:, None] @ (weight_WN[..., None] * columns)).double()
 
     def folded(self, part: Float[Tensor, "W ..."]) -> Float[Tensor, "W L"]:
         """The sketches that a sum of parts stands for."""

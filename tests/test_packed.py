@@ -27,9 +27,10 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from gradalign.models import Batches, CausalLanguageModel, causal
+from gradalign.models import Batches, CausalLanguageModel, causal, packed_attention
 from gradalign.models.cached import CachedPrompt
-from gradalign.models.packed import ATTENTION, PackedPrompt, packs
+from gradalign.models.packed import PackedPrompt, packs
+from gradalign.models.packed_attention import ATTENTION
 from gradalign.types import GradalignError
 
 CPU = torch.device("cpu")
@@ -94,6 +95,15 @@ def test_states_are_those_of_plain_passes(family):
     for prompt, continuations in (((3,), RAGGED), (PROMPT, RAGGED[:1]), (PROMPT, RAGGED[2:3])):
         assert_plain(language_model.hidden_states(prompt, continuations), model, prompt, continuations)
     assert model.config.get_text_config()._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral, windows"])
+def test_where_no_kernel_tells_its_denominators_masks_do(family, monkeypatch):
+    monkeypatch.setattr(packed_attention, "_has_parted_kernel", lambda query, value: False)
+    model = build(PACKED[family])
+    language_model = CausalLanguageModel(model, "random", 90, batch_size=2)
+    assert_plain(language_model.hidden_states(PROMPT, RAGGED), model)
+    assert isinstance(language_model._passes(PROMPT), PackedPrompt)
 
 
 @pytest.mark.parametrize("family", FALLEN_BACK)

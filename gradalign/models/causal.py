@@ -93,22 +93,28 @@ class CausalLanguageModel:
     @torch.inference_mode()
     def logprobs(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Log-softmax in float32 of the trimmed logits over the temperature."""
-        logits = self.logits(hidden_NH)
+        return self.log_softmax(self.logits(hidden_NH))
+
+    @torch.inference_mode()
+    def log_softmax(self, logits_NV: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+        """What `logprobs` makes of `logits`; written over them where they are nobody else's: to take memory anew costs more than this."""
+        mine = logits_NV if _can_be_cut(self.head) else None
         if self.temperature != 1:
-            logits = logits / self.temperature
-        mine = logits if _can_be_cut(self.head) else None  # written over: to take memory anew costs more than the softmax
-        logprobs = torch.log_softmax(logits, dim=-1, out=mine)
-        self.require_numbers(logprobs.amax(-1))
-        return logprobs
+            logits_NV = torch.div(logits_NV, self.temperature, out=mine)
+        logprobs_NV = torch.log_softmax(logits_NV, dim=-1, out=mine)
+        self.require_numbers(logprobs_NV.amax(-1))
+        return logprobs_NV
 
     def require_numbers(self, found: Tensor) -> None:
         """Raise an error that names the model if something that follows from its logits is not finite."""
         if not bool(torch.isfinite(found).all()):
             raise GradalignError(f"model {self.name!r} gave logits that are not numbers; try --dtype float32 or another model")
 
-    def logits(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
-        """Float32 logits of the trimmed vocabulary, with what the architecture does after its output layer."""
-        config, logits = self.config, self._head_scores(hidden_NH).float()
+    @torch.inference_mode()
+    def logits(self, hidden_NH: Float[Tensor, "N H"], into: Float[Tensor, "N V"] | None = None) -> Float[Tensor, "N V"]:
+        """Float32 logits of the trimmed vocabulary, with what the architecture does after its output layer; these lie in `into` where it
+        can write there."""
+        config, logits = self.config, self._head_scores(hidden_NH, into).float()
         if getattr(config, "logits_scaling", None):
             logits = logits / config.logits_scaling
         if getattr(config, "logit_scale", None):
@@ -128,11 +134,13 @@ class CausalLanguageModel:
     def _cap(self) -> float | None:
         return getattr(self.config, "final_logit_softcapping", None)
 
-    def _head_scores(self, hidden_NH: Tensor) -> Tensor:
+    def _head_scores(self, hidden_NH: Tensor, into: Tensor | None = None) -> Tensor:
         size = self.vocabulary_size
         if not _can_be_cut(self.head):
             return self.head(hidden_NH)[..., :size].to(hidden_NH.device)
         weight, bias = self.head.weight[:size], self.head.bias  # pyright: ignore[reportIndexIssue, reportArgumentType]
+        if into is not None and bias is None and into.dtype == hidden_NH.dtype:
+            return torch.mm(hidden_NH, weight.T, out=into)  # pyright: ignore[reportArgumentType]
         return torch.nn.functional.linear(hidden_NH, weight, None if bias is None else bias[:size])  # pyright: ignore
 
     def _passes(self, prompt: Sequence[int]) -> PackedPrompt | CachedPrompt:

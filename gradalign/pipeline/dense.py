@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gradalign.objectives import After, NodeSignals, Objective
+from gradalign.row_sums import row_dot, row_sum
 
 BLOCK = 128
 LARGEST = 1e6
-_RUN, _RUNS = 4096, 256
 
 
 class Moved(NamedTuple):
@@ -71,14 +71,14 @@ def look(
     mixture = (pi + tau).mul_(0.5).clamp_min_(tiny).log_()
     distance_maxima = block_maxima(signals.difference.abs())
     return Look(
-        student_entropy_N=-_dot(pi, student_NV),
-        teacher_entropy_N=-_dot(tau, teacher_NV),
-        reverse_kl_N=-_dot(pi, log_ratio),
-        forward_kl_N=_dot(tau, log_ratio),
-        jsd_N=0.5 * (_dot(pi, student_NV - mixture) + _dot(tau, teacher_NV - mixture)),
-        distance_N=_dot(signals.difference, signals.difference).sqrt(),
-        similarity_N=_dot(pi, tau) / (_dot(pi, pi) * _dot(tau, tau)).sqrt(),
-        ratio2_N=(_sum((tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(LARGEST)) - 1).clamp_min(0),
+        student_entropy_N=-row_dot(pi, student_NV),
+        teacher_entropy_N=-row_dot(tau, teacher_NV),
+        reverse_kl_N=-row_dot(pi, log_ratio),
+        forward_kl_N=row_dot(tau, log_ratio),
+        jsd_N=0.5 * (row_dot(pi, student_NV - mixture) + row_dot(tau, teacher_NV - mixture)),
+        distance_N=row_dot(signals.difference, signals.difference).sqrt(),
+        similarity_N=row_dot(pi, tau) / (row_dot(pi, pi) * row_dot(tau, tau)).sqrt(),
+        ratio2_N=(row_sum((tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(LARGEST)) - 1).clamp_min(0),
         teacher_maxima_NB=block_maxima(teacher_NV),
         distance_maxima_NB=distance_maxima,
         moved=[_moved(objective, signals, best_N, distance_maxima) for objective in objectives],
@@ -89,17 +89,17 @@ def _moved(objective: Objective, signals: NodeSignals, best_N: Tensor, distance_
     """The sums are taken around the direction at the likeliest token, where most of their weight may lie: nothing large cancels."""
     pi, d = signals.student_probs, objective.known_direction(signals)
     expected = d if objective.expected is None else objective.expected_direction(signals)
-    norm2_N = _dot(expected, expected)
-    direction_norm2_N = norm2_N if d is expected else _dot(d, d)
+    norm2_N = row_dot(expected, expected)
+    direction_norm2_N = norm2_N if d is expected else row_dot(d, d)
     maxima_NB = distance_maxima_NB if expected is signals.difference else block_maxima(expected.abs())
     if isinstance(objective, After):
         lift = objective.lift(signals)
-        return Moved(d, direction_norm2_N, expected, norm2_N, _dot(pi, expected), _dot(pi * lift, lift), lift, maxima_NB)
+        return Moved(d, direction_norm2_N, expected, norm2_N, row_dot(pi, expected), row_dot(pi * lift, lift), lift, maxima_NB)
     middle_N1 = expected.gather(1, best_N[:, None])
     around = expected - middle_N1
     weighted = pi * around
-    rest_N = _sum(weighted)
-    lift2_N = (_sum(weighted.mul_(around)) - rest_N**2).clamp_min(0)
+    rest_N = row_sum(weighted)
+    lift2_N = (row_sum(weighted.mul_(around)) - rest_N**2).clamp_min(0)
     return Moved(d, direction_norm2_N, expected, norm2_N, middle_N1[:, 0] + rest_N, lift2_N, None, maxima_NB)
 
 
@@ -109,14 +109,3 @@ def block_maxima(score_NV: Float[Tensor, "N V"]) -> Float[Tensor, "N B"]:
     maxima = [score_NV[:, :whole].unflatten(1, (-1, BLOCK)).amax(-1)] if whole else []
     rest = [score_NV[:, whole:].amax(-1, keepdim=True)] if whole < score_NV.shape[1] else []
     return torch.cat([*maxima, *rest], dim=1)
-
-
-def _dot(one_NV: Float[Tensor, "N V"], other_NV: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    return _sum(one_NV * other_NV)
-
-
-def _sum(score_NV: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """A row's sum from those of even runs: over longer ones compiled code keeps books of its rounding, at every number."""
-    vocabulary = score_NV.shape[1]
-    runs = next((runs for runs in range(-(-vocabulary // _RUN), _RUNS) if vocabulary % runs == 0), 1)
-    return score_NV.unflatten(1, (runs, -1)).sum(-1).sum(-1)

@@ -26,10 +26,11 @@ from gradalign.tails import spread_shares, spread_tail
 from gradalign.tree import PrefixTree
 
 RANKINGS = 3
-_CELLS = 1 << 20  # of one array over the vocabulary on the CPU: several of them stay in its cache
-_HEAD_CELLS = (
-    8 << 20
-)  # of one array of logits: matrix products want more rows, and below 32 MB memory is not taken anew each time
+_CELLS = 3 << 19  # of one array over the vocabulary on the CPU: several of them stay in its cache
+_HEAD_NODES, _HEAD_CELLS = (
+    512,
+    64 << 20,
+)  # of one array of logits there: a matrix product lays the output layer out anew each time
 _FUSED_NODES = 8192  # on a GPU: enough for its kernels, and few enough that numbers of some are put away while others are made
 _SHARE = 0.25  # of a GPU's free memory
 _KEPT_SHARE = 0.01
@@ -217,7 +218,7 @@ class _Source:
         """
         device, vocabulary, teachers = self.hidden[0].device, self.models[0].vocabulary_size, len(self.models) - 1
         if device.type != "cuda":
-            return max(1, _HEAD_CELLS // vocabulary), lambda start, stop: self.plain(start, stop, max(1, _CELLS // vocabulary))
+            return self._together, lambda start, stop: self.plain(start, stop, max(1, _CELLS // vocabulary))
         room = int(_SHARE * torch.cuda.mem_get_info(device)[0]) // 4
         alike = (
             all(isinstance(model, CausalLanguageModel) for model in self.models) and len({h.device for h in self.hidden}) == 1
@@ -239,7 +240,8 @@ class _Source:
             scores, factors, self.taken.part(nodes), self.objectives, self.ranked, self.stepping.sketch
         )
         values["tail_CN"] = torch.full_like(values["ratio2_CN"], torch.nan)
-        coming = fetched(values | self.stepping.part(nodes).of_rows(rows))
+        every = [row[None] for of_teacher in rows for row in of_teacher]
+        coming = fetched(values | self.stepping.part(nodes).of_rows(every, (len(rows), len(rows[0]))))
 
         def checked() -> list[dict[str, np.ndarray]]:
             (arrays,) = coming()
@@ -252,13 +254,34 @@ class _Source:
     @torch.inference_mode()
     def plain(self, start: int, stop: int, size: int) -> Coming:
         """The same, `size` nodes at a time, from log-probabilities of as many nodes as go through the output layers together."""
-        logprobs = [model.logprobs(states[start:stop]) for model, states in zip(self.models, self.hidden, strict=True)]
+        outputs = [self._output(place, slice(start, stop)) for place in range(len(self.models))]
         size = -(-(stop - start) // -(-(stop - start) // size))  # as many times, of even sizes
         parts = [
-            self._of([array[low : low + size] for array in logprobs], slice(start + low, min(start + low + size, stop)))
+            self._of([output(slice(low, low + size)) for output in outputs], slice(start + low, min(start + low + size, stop)))
             for low in range(0, stop - start, size)
         ]
         return lambda: [arrays for part in parts for arrays in part()]
+
+    @property
+    def _together(self) -> int:
+        """Nodes that go through the output layers together on the CPU."""
+        return max(1, min(_HEAD_NODES, _HEAD_CELLS // self.models[0].vocabulary_size, len(self.hidden[0])))
+
+    def _output(self, place: int, nodes: slice) -> Callable[[slice], Tensor]:
+        """What gives the log-probabilities of a model at any part of these nodes, each part once.
+
+        On the CPU logits are written over those of nodes before, as to take so much memory anew takes time, and their softmax is left
+        until they are wanted, as they are then in its cache for what follows.
+        """
+        model, states_NH = self.models[place], self.hidden[place][nodes]
+        if not isinstance(model, CausalLanguageModel):
+            return model.logprobs(states_NH).__getitem__
+        logits = model.logits(states_NH, self._memory[place][: len(states_NH)] if states_NH.device.type == "cpu" else None)
+        return lambda part: model.log_softmax(logits[part])
+
+    @cached_property
+    def _memory(self) -> list[Tensor]:
+        return [torch.empty(self._together, model.vocabulary_size) for model in self.models]
 
     def _of(self, logprobs: Sequence[Tensor], nodes: slice) -> Coming:
         student = logprobs[0]

@@ -61,22 +61,22 @@ class Stepping:
 
     def of_directions(self, directions: Sequence[Sequence[Float[Tensor, "N V"]]]) -> dict[str, Tensor]:
         """Parts of sum_u w_u d_u h_u^T and of sum_u w_u d_u, for every weight, teacher and objective: (W, C, O, ...)."""
-        rows = [[self.sketch.rows(d) for d in row] for row in directions]
+        shape, every = (len(directions), len(directions[0])), [d for row in directions for d in row]
+        rows = self.sketch.rows(every)
         if self.by_rows:
-            return self.of_rows(rows)
-        ones = directions[0][0].new_ones(len(self.states_NH), 1)
-        return {"step": self._parts(self.sketch, rows, self.states_NH), "shift": self._parts(self.flat, directions, ones)}
+            return self.of_rows([rows], shape)
+        weight_WN, ones = self._weights(rows), rows.new_ones(len(self.states_NH), 1)
+        step = self.sketch.part(weight_WN, rows, self.sketch.columns(self.states_NH.to(rows)))
+        shift = self.flat.part(weight_WN, self.flat.rows(every), self.flat.columns(ones))
+        return {"step": _by_weight(step, shape), "shift": _by_weight(shift, shape)}
 
-    def of_rows(self, rows: Sequence[Sequence[Float[Tensor, "N L"]]]) -> dict[str, Tensor]:
-        """The same from directions whose rows are sketched."""
-        weight_WN = self._weights(rows[0][0])
-        shift = torch.stack([torch.stack([weight_WN @ row for row in of_teacher]) for of_teacher in rows]).double()
-        return {"step": self._parts(self.sketch, rows, self.states_NH), "shift": shift.movedim(2, 0)}
-
-    def _parts(self, sketch: OuterSketch, rows: Sequence[Sequence[Tensor]], right_NH: Tensor) -> Tensor:
-        weight_WN, columns = self._weights(rows[0][0]), sketch.columns(right_NH.to(rows[0][0]))
-        found = [torch.stack([sketch.part(weight_WN, row, columns) for row in of_teacher]) for of_teacher in rows]
-        return torch.stack(found).movedim(2, 0)
+    def of_rows(self, rows: Sequence[Float[Tensor, "D N L"]], shape: tuple[int, int]) -> dict[str, Tensor]:
+        """The same from directions whose rows are sketched, for `shape` teachers and objectives, in batches: on a GPU transforms of all
+        would take much memory."""
+        weight_WN, columns = self._weights(rows[0]), self.sketch.columns(self.states_NH.to(rows[0]))
+        step = torch.cat([self.sketch.part(weight_WN, batch, columns) for batch in rows])
+        shift = torch.cat([weight_WN @ batch for batch in rows]).double()
+        return {"step": _by_weight(step, shape), "shift": _by_weight(shift, shape)}
 
     def _weights(self, like: Tensor) -> Float[Tensor, "W N"]:
         return sent(self.weight_WN.numpy(), like.device).to(like.dtype)
@@ -86,6 +86,10 @@ class Stepping:
         shape = step.shape[:3]
         flat = self.flat.turned(shift.flatten(0, 2)) if self.by_rows else self.flat.folded(shift.flatten(0, 2))
         return self.sketch.folded(step.flatten(0, 2)).reshape(*shape, -1), flat.reshape(*shape, -1)
+
+
+def _by_weight(part: Float[Tensor, "CO W ..."], shape: tuple[int, int]) -> Float[Tensor, "W C O ..."]:
+    return part.unflatten(0, shape).movedim(2, 0)
 
 
 def chunk_numbers(
