@@ -110,7 +110,6 @@ class CausalLanguageModel:
         if not bool(torch.isfinite(found).all()):
             raise GradalignError(f"model {self.name!r} gave logits that are not numbers; try --dtype float32 or another model")
 
-    @torch.inference_mode()
     def logits(self, hidden_NH: Float[Tensor, "N H"], into: Float[Tensor, "N V"] | None = None) -> Float[Tensor, "N V"]:
         """Float32 logits of the trimmed vocabulary, with what the architecture does after its output layer; these lie in `into` where it
         can write there."""
