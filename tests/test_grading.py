@@ -91,13 +91,13 @@ HOSTILE = ["answer ", "answer is ", "best choice ", "\\boxed{", "\\boxed{1} or "
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_long_hostile_texts_take_no_more_than_seconds(piece):
+def test_long_hostile_texts_take_under_a_second(piece):
     for before in ("", "Answer: "):
         text = before + piece * (100_000 // len(piece))
         for question in ASKED[:-1]:
             began = time.process_time()
             grade(question, text)
-            assert time.process_time() - began < 5  # what looks back over the whole text takes minutes
+            assert time.process_time() - began < 1
 
 
 def test_equal_texts_and_plain_numbers_need_no_process(monkeypatch):

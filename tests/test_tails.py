@@ -55,7 +55,7 @@ def test_spreading_is_coarse_graining(models):
     ):
         found = kl(p, q)
         torch.testing.assert_close(found[clear], near[clear], atol=1e-9, rtol=1e-9)
-        assert (found <= far + 1e-5).all()  # a tail counts at least as its rounding, 1e-7, times its log-ratio
+        assert (found <= far + 1e-6).all()
         torch.testing.assert_close(found[complete], far[complete])
     told_as_is = known & clear[:, None]
     torch.testing.assert_close(spread[told_as_is], teacher[told_as_is], atol=1e-9, rtol=1e-9)

@@ -276,7 +276,8 @@ class _Source:
         model, states_NH = self.models[place], self.hidden[place][nodes]
         if not isinstance(model, CausalLanguageModel):
             return model.logprobs(states_NH).__getitem__
-        logits = model.logits(states_NH, self._memory[place][: len(states_NH)] if states_NH.device.type == "cpu" else None)
+        kept = self.hidden[0].device.type == states_NH.device.type == "cpu"
+        logits = model.logits(states_NH, self._memory[place][: len(states_NH)] if kept else None)
         return lambda part: model.log_softmax(logits[part])
 
     @cached_property
