@@ -27,10 +27,7 @@ from gradalign.tree import PrefixTree
 
 RANKINGS = 3
 _CELLS = 3 << 19  # of one array over the vocabulary on the CPU: several of them stay in its cache
-_HEAD_NODES, _HEAD_CELLS = (
-    512,
-    64 << 20,
-)  # of one array of logits there: a matrix product lays the output layer out anew each time
+_HEAD_CELLS = 16 << 20  # of one array of logits there: a matrix product lays the output layer out anew each time
 _FUSED_NODES = 8192  # on a GPU: enough for its kernels, and few enough that numbers of some are put away while others are made
 _SHARE = 0.25  # of a GPU's free memory
 _KEPT_SHARE = 0.01
@@ -265,7 +262,7 @@ class _Source:
     @property
     def _together(self) -> int:
         """Nodes that go through the output layers together on the CPU."""
-        return max(1, min(_HEAD_NODES, _HEAD_CELLS // self.models[0].vocabulary_size, len(self.hidden[0])))
+        return max(1, min(_HEAD_CELLS // self.models[0].vocabulary_size, len(self.hidden[0])))
 
     def _output(self, place: int, nodes: slice) -> Callable[[slice], Tensor]:
         """What gives the log-probabilities of a model at any part of these nodes, each part once.
