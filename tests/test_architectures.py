@@ -79,7 +79,7 @@ def model(request) -> PreTrainedModel:
 def test_engine_and_forward_passes_agree_with_plain_ones(model):
     language_model = CausalLanguageModel(model, "random", 90)
     assert language_model.context_window == 256
-    assert HFEngine(language_model, frozenset({2})).shares
+    assert language_model.shares_prefixes
     requests = [CompletionRequest(tuple(range(3, 6 + 9 * i)), tuple(range(i * 10, i * 10 + 4)), 20) for i in range(3)]
     found = {(c.request, c.replicate): c for c in HFEngine(language_model, frozenset({2}), 256).complete(requests)}
     alone = {(c.request, c.replicate): c for c in HFEngine(language_model, frozenset({2}), 1).complete(requests)}
@@ -108,7 +108,7 @@ def test_a_model_with_attention_sinks_is_sampled_without_sharing():
     torch.manual_seed(0)
     model = GptOssForCausalLM(GptOssConfig(**SHAPE, head_dim=16, num_local_experts=2, num_experts_per_tok=1)).eval()
     engine = HFEngine(CausalLanguageModel(model, "random", 90), frozenset({2}), 3)
-    assert not engine.shares
+    assert not engine.model.shares_prefixes
     found = {c.replicate: c for c in engine.complete([CompletionRequest((3, 4, 5), tuple(range(5)), 6)])}
     for completion in found.values():
         logits = model(input_ids=torch.tensor([[3, 4, 5, *completion.tokens.tolist()]])).logits[0, 2:-1, :90]

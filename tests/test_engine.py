@@ -167,7 +167,7 @@ def test_places_are_taken_again_and_prefixes_shared_whatever_the_batch(small, mo
 def test_a_model_that_shares_nothing_gives_the_same_tokens(small, monkeypatch):
     requests = branching(small)
     shared = sample(small, requests, 11)
-    monkeypatch.setattr(HFEngine, "shares", False)
+    monkeypatch.setattr(small.language_model, "shares_prefixes", False)
     alone = sample(small, requests, 11)
     for key, (tokens, logprobs, stop) in alone.items():
         assert shared[key][0] == tokens
@@ -182,7 +182,7 @@ def test_blocks_find_the_defined_token(vocabulary, spread):
     logprobs = torch.log_softmax(torch.randn(400, vocabulary) * spread, -1)
     uniform = torch.rand(400, dtype=torch.float64)
     uniform[:2] = torch.tensor([0.0, 1 - 2.0**-53])
-    defined, found = defined_token(logprobs, uniform), token_by_blocks(logprobs, uniform)
+    defined, found = (token(logprobs.exp(), uniform) for token in (defined_token, token_by_blocks))
     reached = logprobs.double().exp().cumsum(-1)
     at = uniform * reached[:, -1]
     edge = (reached - at[:, None]).abs().amin(-1)

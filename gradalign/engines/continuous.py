@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Int
 
 from gradalign.engines.rows import Row
-from gradalign.engines.sampling import draw
+from gradalign.engines.sampling import Draw
 from gradalign.engines.trunks import families, passes, trunks_of
 from gradalign.models.causal import CausalLanguageModel
-from gradalign.models.shared_attention import next_states
-from gradalign.models.shared_prefixes import Prefixes, Rows, computed_prefixes
+from gradalign.models.shared_attention import new_rows, next_states
+from gradalign.models.shared_prefixes import Prefixes, computed_prefixes
 from gradalign.models.threads import cpu_threads
 from gradalign.types import Completion
 
@@ -32,20 +32,22 @@ class Continuous:
     """
 
     def __init__(self, model: CausalLanguageModel, stop_ids: np.ndarray, rows: Sequence[Row], slots: int, threads: int):
-        self.model, self.slots, self.threads = model, slots, threads
+        self.model, self.slots, self.threads, self.draw = model, slots, threads, Draw(model)
         self.stops_V = np.isin(np.arange(model.vocabulary_size), stop_ids)
-        trunk_of = trunks_of([row.prefix[:-1] for row in rows])
+        prefixes = {id(row.prefix): row.prefix for row in rows}
+        trunk_of = trunks_of([prefix[:-1] for prefix in prefixes.values()])
         self.trunks = [trunk for family in families({*trunk_of.values()}) for trunk in family]
         number = {trunk: i for i, trunk in enumerate(self.trunks)}
-        self.queue = sorted(rows, key=lambda row: (number[trunk_of[row.prefix[:-1]]], len(row.prefix)))
-        self.trunk_Q = np.array([number[trunk_of[row.prefix[:-1]]] for row in self.queue])
+        number_of = {name: number[trunk_of[prefix[:-1]]] for name, prefix in prefixes.items()}
+        self.queue = sorted(rows, key=lambda row: (number_of[id(row.prefix)], len(row.prefix)))
+        self.trunk_Q = np.array([number_of[id(row.prefix)] for row in self.queue])
         self.behind_Q = np.array([len(row.prefix) - 1 for row in self.queue])
         self.first_Q = np.array([row.prefix[-1] for row in self.queue])
         self.seed_Q = np.array([row.seed for row in self.queue], dtype=np.uint64)
         self.limit_Q = np.array([row.max_tokens for row in self.queue])
         self.begun = 0
         self.idle = 0  # rows of steps since the last change that had ended
-        self.rows = Rows(model.device)
+        self.rows = new_rows(model.model, model.device)
         self.queued_B, self.next_B = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self.live_B = np.zeros(0, dtype=bool)
         self.tokens_BT, self.logprobs_BT = np.zeros((0, _FIRST_ROOM), dtype=np.int64), np.zeros((0, _FIRST_ROOM))
@@ -64,7 +66,7 @@ class Continuous:
         step_B = self.rows.length_B
         with cpu_threads(self.threads if len(step_B) >= _MANY else torch.get_num_threads()):
             states_BH = next_states(self.model.model, self.rows, self.next_B, self.model.context_window)
-            self.next_B, logprobs_B = draw(self.model, states_BH, self.seed_Q[self.queued_B], step_B)
+            self.next_B, logprobs_B = self.draw(states_BH, self.seed_Q[self.queued_B], step_B)
         self._note(step_B, logprobs_B)
         stopped_B = self.stops_V[self.next_B]
         ended_B = self.live_B & (stopped_B | (step_B + 1 >= self.limit_Q[self.queued_B]))

@@ -1,7 +1,6 @@
 """Sampling with transformers, on CPU or GPU. Knows token ids and seeds; nothing of text, questions or trees."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from gradalign.engines.padded import Padded
 from gradalign.engines.rows import Row, rows_of
 from gradalign.models.causal import CausalLanguageModel
 from gradalign.models.memory import Batches
-from gradalign.models.shared_attention import shares_prefixes
 from gradalign.types import Completion, CompletionRequest
 
 BATCH = 256
@@ -33,15 +31,10 @@ class HFEngine:
         self.batches = Batches(suited_batch(model) if batch_size is None else batch_size, "sampling")
         self.threads = torch.get_num_threads()
 
-    @cached_property
-    def shares(self) -> bool:
-        """Are prefixes computed and held once for all that go on from them?"""
-        return shares_prefixes(self.model.model, self.model.device)
-
     def complete(self, requests: Sequence[CompletionRequest]) -> Iterator[Completion]:
         """Sample every request's completions; they come as they end."""
         rows = rows_of(requests)
-        if self.shares:
+        if self.model.shares_prefixes:
             yield from self.batches.streamed(rows, self._stream)
             return
         padded = Padded(self.model, self.stop_ids)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradalign.engines.rows import Row
-from gradalign.engines.sampling import draw
+from gradalign.engines.sampling import Draw
 from gradalign.models.attention import forward
 from gradalign.models.causal import CausalLanguageModel
 from gradalign.types import Completion
@@ -31,7 +31,7 @@ class Padded:
     """Samples batches of rows, each with the keys and values of its whole prefix: for architectures whose attention is not known."""
 
     def __init__(self, model: CausalLanguageModel, stop_ids: np.ndarray):
-        self.model, self.stop_ids = model, stop_ids
+        self.model, self.stop_ids, self.draw = model, stop_ids, Draw(model)
 
     @torch.inference_mode()
     def sample(self, rows: list[Row]) -> list[Completion]:
@@ -79,7 +79,7 @@ class Padded:
         return _Batch(rows, cache, mask[owner], output.last_hidden_state[owner, -1])
 
     def _step(self, batch: _Batch, seeds: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        return draw(self.model, batch.hidden_BH, seeds, np.full(len(seeds), step))
+        return self.draw(batch.hidden_BH, seeds, np.full(len(seeds), step))
 
     def _select(self, batch: _Batch, keep: np.ndarray) -> None:
         index = torch.from_numpy(keep)

@@ -10,55 +10,74 @@ from gradalign.seeds import uniforms
 
 _CELLS = 1 << 23  # log-probabilities held at once; more where fewer and larger steps are faster
 _CELLS_OF_GPU = 1 << 25
-_BLOCK = 256
-_FEW = 4096  # tokens over which one sum costs less than two steps
+_LARGEST_BLOCK = 256
+_FEW = 128  # tokens over which one sum costs less than two steps
 
 
-def draw(
-    model: CausalLanguageModel, hidden_BH: Float[Tensor, "B H"], seeds_B: UInt[np.ndarray, " B"], step_B: Int[np.ndarray, " B"]
-) -> tuple[Int[np.ndarray, " B"], Float[np.ndarray, " B"]]:
-    """Each row's next token and its log-probability; no more than some rows' distributions are held at once."""
-    uniform_B = torch.from_numpy(uniforms(seeds_B, step_B.astype(np.uint64))).to(hidden_BH.device)
-    cells = _CELLS if hidden_BH.device.type == "cpu" else _CELLS_OF_GPU
-    rows = max(1, cells // model.vocabulary_size)
-    drawn = [_drawn(model, *chunk) for chunk in zip(hidden_BH.split(rows), uniform_B.split(rows), strict=True)]
-    tokens_B, logprobs_B = (torch.cat(column).cpu().numpy() for column in zip(*drawn, strict=True))
-    return tokens_B, logprobs_B
+class Draw:
+    """One step of sampling, again and again: on a CPU distributions lie where those of the step before lay, as to take so much memory anew
+    takes longer than to fill it.
+    """
+
+    def __init__(self, model: CausalLanguageModel):
+        self.model = model
+        self._kept_2BV = torch.empty(2, 0, model.vocabulary_size)
+
+    def __call__(
+        self, hidden_BH: Float[Tensor, "B H"], seeds_B: UInt[np.ndarray, " B"], step_B: Int[np.ndarray, " B"]
+    ) -> tuple[Int[np.ndarray, " B"], Float[np.ndarray, " B"]]:
+        """Each row's next token and its log-probability; no more than some rows' distributions are held at once."""
+        uniform_B = torch.from_numpy(uniforms(seeds_B, step_B.astype(np.uint64))).to(hidden_BH.device)
+        cells = _CELLS if hidden_BH.device.type == "cpu" else _CELLS_OF_GPU
+        rows = max(1, cells // self.model.vocabulary_size)
+        drawn = [self._drawn(*chunk) for chunk in zip(hidden_BH.split(rows), uniform_B.split(rows), strict=True)]
+        tokens_B, logprobs_B = (torch.cat(column).cpu().numpy() for column in zip(*drawn, strict=True))
+        return tokens_B, logprobs_B
+
+    def _drawn(self, hidden_BH: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+        logits_at, probs_at = self._memory(hidden_BH)
+        logprobs_BV = self.model.log_softmax(self.model.logits(hidden_BH, logits_at))
+        tokens_B = sampled_tokens(torch.exp(logprobs_BV, out=probs_at), uniform_B)
+        return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
+
+    def _memory(self, hidden_BH: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Where logits and probabilities of these rows are to lie."""
+        if hidden_BH.device.type != "cpu":
+            return None, None
+        count = len(hidden_BH)
+        if self._kept_2BV.shape[1] < count:
+            self._kept_2BV = self._kept_2BV.new_empty(2, count, self.model.vocabulary_size)
+        logits_at, probs_at = self._kept_2BV[:, :count]
+        return logits_at, probs_at
 
 
-def _drawn(model: CausalLanguageModel, hidden_BH: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-    logprobs_BV = model.logprobs(hidden_BH)
-    tokens_B = sample_tokens(logprobs_BV, uniform_B)
-    return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
-
-
-def sample_tokens(logprobs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+def sampled_tokens(probs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     """The token whose interval of the cumulative distribution (float64) holds the row's uniform: (B,)."""
-    if logprobs_BV.shape[1] > _FEW:
-        return token_by_blocks(logprobs_BV, uniform_B)
-    return defined_token(logprobs_BV, uniform_B)
+    if probs_BV.shape[1] > _FEW:
+        return token_by_blocks(probs_BV, uniform_B)
+    return defined_token(probs_BV, uniform_B)
 
 
-def defined_token(logprobs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """The definition of `sample_tokens`, for vocabularies over which one sum costs little."""
-    reached_BV = logprobs_BV.exp().cumsum(-1, dtype=torch.float64)
+def defined_token(probs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """The definition of `sampled_tokens`, for vocabularies over which one sum costs little."""
+    reached_BV = probs_BV.cumsum(-1, dtype=torch.float64)
     return _interval(reached_BV, uniform_B.double()[:, None] * reached_BV[:, -1:])[:, 0]
 
 
-def token_by_blocks(logprobs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+def token_by_blocks(probs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     """The block of tokens first and the token in it then: the same token, but for rounding where two intervals meet."""
-    probs_BV, uniform_B1 = logprobs_BV.exp(), uniform_B.double()[:, None]
-    vocabulary = probs_BV.shape[1]
-    whole = vocabulary // _BLOCK * _BLOCK
-    parts = [probs_BV[:, :whole].unflatten(1, (-1, _BLOCK)), probs_BV[:, None, whole:]]
+    vocabulary, uniform_B1 = probs_BV.shape[1], uniform_B.double()[:, None]
+    size = min(_LARGEST_BLOCK, 1 << (vocabulary.bit_length() + 1) // 2)  # about as many blocks as tokens in each
+    whole = vocabulary // size * size
+    parts = [probs_BV[:, :whole].unflatten(1, (-1, size)), probs_BV[:, None, whole:]]
     mass_BN = torch.cat([part.sum(-1) for part in parts], 1).double()
     reached_BN = mass_BN.cumsum(-1)
     target_B1 = uniform_B1 * reached_BN[:, -1:]
     block_B1 = _interval(reached_BN, target_B1)
-    at_BK = block_B1 * _BLOCK + torch.arange(_BLOCK, device=probs_BV.device)
+    at_BK = block_B1 * size + torch.arange(size, device=probs_BV.device)
     inside_BK = probs_BV.gather(1, at_BK.clamp_max(vocabulary - 1)).double().masked_fill(at_BK >= vocabulary, 0.0)
     before_B1 = reached_BN.gather(1, block_B1) - mass_BN.gather(1, block_B1)
-    return (block_B1 * _BLOCK + _interval(inside_BK.cumsum(-1), target_B1 - before_B1))[:, 0]
+    return (block_B1 * size + _interval(inside_BK.cumsum(-1), target_B1 - before_B1))[:, 0]
 
 
 def _interval(reached_BN: Float[Tensor, "B N"], target_B1: Float[Tensor, "B 1"]) -> Int[Tensor, "B 1"]:

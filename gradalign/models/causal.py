@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from gradalign.models.cached import CachedPrompt
 from gradalign.models.memory import Batches
 from gradalign.models.names import ModelSource
 from gradalign.models.packed import PackedPrompt, packs
+from gradalign.models.shared_attention import shares_prefixes
 from gradalign.types import GradalignError
 
 _TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16384}
@@ -74,6 +76,11 @@ class CausalLanguageModel:
         """The whole model."""
         assert self._body is not None
         return self._body
+
+    @cached_property
+    def shares_prefixes(self) -> bool:
+        """Can rows under way share the keys and values of their prefixes?"""
+        return shares_prefixes(self.model, self.device)
 
     @torch.inference_mode()
     def hidden_states(self, prompt: Sequence[int], continuations: Sequence[np.ndarray]) -> list[Float[Tensor, "T H"]]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from gradalign.models.flash import flash
 from gradalign.models.memory import sent
 
 ATTENTION = "gradalign_packed"
@@ -237,14 +238,14 @@ def _attend_parted(
     found, denominators = [], []
     for block in row.blocks(query.device):
         taken = [_heads(block.own(each[0]), copies) for each, copies in ((query, 1), (key, groups), (value, groups))]
-        states, denominator = _flash(*(each.transpose(0, 1) for each in taken), causal=True, scaling=scaling)
+        states, denominator = flash(*(each.transpose(0, 1) for each in taken), causal=True, scaling=scaling)
         found.append(block.tokens(states.transpose(1, 2)))
         denominators.append(block.tokens(denominator.transpose(1, 2)))
     own, own_denominator = torch.cat(found), torch.cat(denominators)
     ahead = row.ahead
     if ahead < row.count:
         prompt = [_heads(each[0], groups)[None] for each in row.held[layer]]
-        states, denominator = _flash(query[:, :, ahead:], *prompt, causal=False, scaling=scaling)
+        states, denominator = flash(query[:, :, ahead:], *prompt, scaling=scaling)
         share = (own_denominator[ahead:] - denominator[0].T).sigmoid_()[..., None].to(own.dtype)
         own[ahead:] = torch.lerp(states[0].transpose(0, 1), own[ahead:], share)
     return own[None]
@@ -253,11 +254,6 @@ def _attend_parted(
 def _heads(each: Float[Tensor, "heads ... width"], copies: int) -> Float[Tensor, "more ... width"]:
     """Every head as often as there are query heads to it."""
     return each if copies == 1 else each.unsqueeze(1).expand(-1, copies, *each.shape[1:]).flatten(0, 1)
-
-
-def _flash(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scaling: float | None) -> tuple[Tensor, Tensor]:
-    """Attention (G, heads, T, width) and the logarithms of its softmax's denominators (G, heads, T)."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scaling)
 
 
 def _attend_blocks(

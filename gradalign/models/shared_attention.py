@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gradalign.models.attention import forward, only_attends, windows
+from gradalign.models.flash import flash
 from gradalign.models.shared_prefixes import Rows, computed_prefixes
 
 ATTENTION = "gradalign_shared_prefixes"
@@ -39,6 +40,8 @@ def _attend(
         raise NotImplementedError("attention over shared prefixes takes one token a row, and no sinks")
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     rows.window_of[layer] = sliding_window
+    if rows.parted and sliding_window is None and softcap is None and query.shape[-1] == value.shape[-1]:
+        return _attend_parts(query, key, value, rows, layer, scaling), None
     count, heads, own, width = key.shape
     places, lines = rows.places(query.device) or (None, None), (-1, rows.layout.width)
     query = (query * (width**-0.5 if scaling is None else scaling)).view(count, heads, -1, width)
@@ -61,6 +64,49 @@ def _attend(
     weights, read = (each[0] if len(each) == 1 else torch.cat(each) for each in (weights, reads))
     found = _product(_to_rows(weights, places[1]), value) + _to_rows(read, places[1])
     return found.view(count, 1, -1, value.shape[-1]), None
+
+
+def _attend_parts(
+    query: Tensor, key: Tensor, value: Tensor, rows: Rows, layer: int, scaling: float | None
+) -> Float[Tensor, "B 1 heads width"]:
+    """On a CPU: a kernel whose scores stay in its cache over the prefixes, part by part, and each row's own tokens apart. Both give the
+    logarithms of their softmax's denominators, by which they are weighed to be one softmax (Juravsky et al., arXiv 2402.05099, eq. 3).
+    """
+    count, heads, _, width = key.shape
+    query = query.view(count, heads, -1, width)
+    scores = _product(query * (width**-0.5 if scaling is None else scaling), key.mT)
+    scores = scores.add_(rows.own_mask(query.device, scores.dtype)).float()
+    best = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(best).exp_()
+    total = weights.sum(-1, keepdim=True)
+    own = _product(weights.to(value.dtype), value)
+    if rows.prefixes.longest:
+        read, denominator = _read_prefixes(query, rows, layer, scaling)
+        share = (best + total.log() - denominator).sigmoid_()
+        found = read.mul_(1 - share).addcmul_(own, share.div_(total))
+    else:
+        found = own.div_(total)
+    return found.to(value.dtype).reshape(count, 1, -1, width)
+
+
+def _read_prefixes(query: Tensor, rows: Rows, layer: int, scaling: float | None) -> tuple[Tensor, Tensor]:
+    """Attention (B, heads, groups, width) of every row over what it goes on from, and logarithms of denominators (B, heads, groups, 1).
+
+    Of grouped heads the first ones of all groups read keys together, then the second ones: to each they are a kernel's heads.
+    """
+    query = query.permute(2, 1, 0, 3)
+    groups, heads, _, width = query.shape
+    found, denominators = [], []
+    for part in rows.parts():
+        of = query[:, :, part.start : part.stop]
+        if part.keys:
+            mask = rows.part_mask(part, query.device, query.dtype)
+            each = flash(of, *rows.part_keys(part, layer, groups), scaling=scaling, mask=mask)
+        else:
+            each = query.new_zeros(of.shape), torch.full(of.shape[:-1], -torch.inf)
+        found.append(each[0])
+        denominators.append(each[1])
+    return torch.cat(found, 2).permute(2, 1, 0, 3), torch.cat(denominators, 2).permute(2, 1, 0)[..., None]
 
 
 def _weights(scores: Tensor, softcap: float | None, mask: Tensor | None, like: Tensor) -> Tensor:
@@ -127,6 +173,13 @@ def next_states(
     return output.last_hidden_state[:, -1]
 
 
+def new_rows(model: PreTrainedModel, device: torch.device) -> Rows:
+    """Rows of this model, none as yet. On a CPU prefixes are read part by part, if all layers attend to all tokens as they are."""
+    config = model.config.get_text_config()
+    plain = not getattr(config, "attn_logit_softcapping", None) and not any(windows(config).values())
+    return Rows(device, device.type == "cpu" and plain)
+
+
 @torch.inference_mode()
 def shares_prefixes(model: PreTrainedModel, device: torch.device) -> bool:
     """Does this architecture attend as it would alone? Asked by trying: layers of other kinds, or of unusual attention, do not."""
@@ -136,7 +189,7 @@ def shares_prefixes(model: PreTrainedModel, device: torch.device) -> bool:
     prefixes, more = [(0, 1, 2, 3, 4), (0, 1, 2), (5, 6, 7)], (1, 2, 3)
     try:
         held = computed_prefixes(model, np.arange(2), [prefixes[0][:-1], prefixes[2][:-1]], device)
-        rows = Rows(device)
+        rows = new_rows(model, device)
         rows.arrange(np.full(3, -1), np.array([0, 0, 1]), np.array([len(prefix) - 1 for prefix in prefixes]), [held])
         for tokens in (np.array([prefix[-1] for prefix in prefixes]), *(np.full(3, token) for token in more)):
             states = next_states(model, rows, tokens)

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from gradalign.models.attention import forward
-from gradalign.models.lines import Layout, laid_out
+from gradalign.models.lines import Layout, Part, laid_out, one_each, parts_of
 
-_FIRST_ROOM = 32
+_FIRST_ROOM = 8
 
 
 @dataclass(eq=False)
@@ -71,12 +71,13 @@ class Rows(Cache):
 
     A step's tokens are one column of all rows, whenever these began (`start_B`); what lies before its beginning a row may not see, nor what
     of its prefix comes after the `behind_B` tokens that it goes on from. All this is laid out when the rows change, in `arrange`, and
-    brought to each device once: a step finds it ready.
+    brought to each device once: a step finds it ready. Where prefixes are read part by part (`parted`), each is held once, else once for
+    each line.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, parted: bool = False):
         super().__init__(layers=[])
-        self.device = device
+        self.device, self.parted = device, parted
         self.columns = 0
         self.own: list[tuple[Tensor, Tensor]] = []
         self.prefixes = no_prefixes()
@@ -105,7 +106,10 @@ class Rows(Cache):
         names, first_N, count_N = np.unique(name_B, return_index=True, return_counts=True)
         as_they_lie = np.argsort(first_N)
         by_parts = self.device.type == "cpu"  # elsewhere all lines are gone through at once, and cost as much as the longest
-        self.layout = laid_out(count_N[as_they_lie], behind_B if by_parts else np.zeros_like(behind_B))
+        if self.parted:
+            self.layout = one_each(count_N[as_they_lie])
+        else:
+            self.layout = laid_out(count_N[as_they_lie], behind_B if by_parts else np.zeros_like(behind_B))
         self.read_P = self.layout.most(behind_B)
         self.prefixes = _taken([self.prefixes, *computed], names[as_they_lie][self.layout.prefix_P])
         self._take_own(row_B)
@@ -118,9 +122,10 @@ class Rows(Cache):
         length_B = np.where(stays_B, self.length_B[row_B], 0) if stays_B.any() else np.zeros_like(row_B)
         longest, first = int(length_B.max()), self.columns - int(length_B.max())
         index_B = torch.from_numpy(np.maximum(row_B, 0))
+        room = max(_FIRST_ROOM, 1 << longest.bit_length())
 
         def take(old: Tensor) -> Tensor:
-            new = old.new_empty(len(row_B), old.shape[1], max(_FIRST_ROOM, 2 * longest), old.shape[3])
+            new = old.new_zeros(len(row_B), old.shape[1], room, old.shape[3])
             if longest:
                 new[:, :, :longest] = old[:, :, first : self.columns][index_B.to(old.device)]
             return new
@@ -141,15 +146,14 @@ class Rows(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Put a step's keys and values into its column; all columns so far."""
+        """Put a step's keys and values into its column. All columns so far; where rows are read as they lie in memory, all there is room for."""
         if layer_idx == len(self.own):
             self.own.append((_room_for(key_states), _room_for(value_states)))
         keys, values = self.own[layer_idx]
         if self.columns == keys.shape[2]:
-            keys, values = (torch.nn.functional.pad(old, (0, 0, 0, self.columns)) for old in (keys, values))
-            self.own[layer_idx] = keys, values
+            keys, values = self.own[layer_idx] = _doubled(keys), _doubled(values)
         keys[:, :, self.columns], values[:, :, self.columns] = key_states[:, :, 0], value_states[:, :, 0]
-        return keys[:, :, : self.columns + 1], values[:, :, : self.columns + 1]
+        return (keys, values) if self.parted else (keys[:, :, : self.columns + 1], values[:, :, : self.columns + 1])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are always given, so nothing depends on this."""
@@ -164,6 +168,44 @@ class Rows(Cache):
             return torch.from_numpy(self.layout.row_C).to(device), torch.from_numpy(self.layout.place_B).to(device)
 
         return _once(self._until_change, ("places", device), brought)
+
+    def parts(self) -> list[Part]:
+        """Rows as they lie, in parts that read one prefix each."""
+        return _once(self._until_change, "parts", lambda: parts_of(self.layout.place_B // self.layout.width, self.behind_B))
+
+    def part_keys(self, part: Part, layer: int, groups: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (groups, heads, keys, width) that a part reads, the same for all groups of heads."""
+
+        def taken() -> tuple[Tensor, Tensor]:
+            held = self.prefixes.keys[layer], self.prefixes.values[layer]
+            keys, values = (each[part.line, :, : part.keys].expand(groups, -1, -1, -1) for each in held)
+            return keys, values
+
+        return _once(self._until_change, (part, layer, groups), taken)
+
+    def part_mask(self, part: Part, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "1 1 rows keys"] | None:
+        """What is added to scores of a part's rows against its prefix: -inf behind what a row goes on from. None where every row sees all."""
+
+        def made() -> Tensor:
+            later_BL = np.arange(part.keys) >= self.behind_B[part.start : part.stop, None]
+            return _hidden(later_BL[None, None], device, dtype)
+
+        return None if part.even else _once(self._until_change, (part, device, dtype), made)
+
+    def own_mask(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "B 1 1 room"]:
+        """What is added to scores against own tokens: -inf before a row's beginning, and in columns to come."""
+        room = self.own[0][0].shape[2]
+
+        def made() -> Tensor:
+            column = np.arange(room)
+            return _hidden(((column < self.start_B[:, None]) | (column > self.columns))[:, None, None], device, dtype)
+
+        def opened() -> Tensor:
+            mask = _once(self._until_change, ("own mask", room, device, dtype), made)
+            mask[..., self.columns] = 0.0
+            return mask
+
+        return _once(self._this_step, ("own mask", device, dtype), opened)
 
     def mask(self, window: int | None, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "P 1 R 1 K"] | None:
         """What is added to a step's scores: -inf where a row may not see a key. None where every row sees all."""
@@ -186,7 +228,7 @@ class Rows(Cache):
         hidden_BK = np.concatenate([later_BL, before_BS], 1)
         if not hidden_BK.any():
             return None
-        return torch.where(self._in_lines(hidden_BK).to(device), -torch.inf, 0.0).to(dtype)
+        return _hidden(self._in_lines(hidden_BK), device, dtype)
 
     def _columns(self, room: int, device: torch.device) -> Int[Tensor, "P 1 R 1 K"]:
         """The column of each key, counted on to the left over a row's prefix, so that columns are as far apart as positions."""
@@ -194,10 +236,10 @@ class Rows(Cache):
         column_BK = np.concatenate(
             [np.arange(self.prefixes.longest) + shift_B1, np.tile(np.arange(room), (len(shift_B1), 1))], 1
         )
-        return self._in_lines(column_BK).to(device)
+        return torch.from_numpy(self._in_lines(column_BK)).to(device)
 
-    def _in_lines(self, array_BK: np.ndarray) -> Tensor:
-        return torch.from_numpy(array_BK[self.layout.row_C].reshape(-1, 1, self.layout.width, 1, array_BK.shape[1]))
+    def _in_lines(self, array_BK: np.ndarray) -> np.ndarray:
+        return array_BK[self.layout.row_C].reshape(-1, 1, self.layout.width, 1, array_BK.shape[1])
 
 
 def _taken(sources: Sequence[Prefixes], name_P: Int[np.ndarray, " P"]) -> Prefixes:
@@ -229,12 +271,25 @@ def _taken(sources: Sequence[Prefixes], name_P: Int[np.ndarray, " P"]) -> Prefix
     return Prefixes(name_P, length_P, take(lambda source: source.keys), take(lambda source: source.values))
 
 
+def _hidden(where: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """-inf there, and 0 elsewhere."""
+    return torch.where(torch.from_numpy(where).to(device), -torch.inf, 0.0).to(dtype)
+
+
 def _once(made: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
     if key not in made:
         made[key] = make()
     return made[key]
 
 
+def _doubled(old: Tensor) -> Tensor:
+    """With as much room again."""
+    count, heads, columns, width = old.shape
+    new = old.new_empty(count, heads, 2 * columns, width)
+    new[:, :, :columns], new[:, :, columns:] = old, 0
+    return new
+
+
 def _room_for(states: Tensor) -> Tensor:
     count, heads, _, width = states.shape
-    return states.new_empty(count, heads, _FIRST_ROOM, width)
+    return states.new_zeros(count, heads, _FIRST_ROOM, width)

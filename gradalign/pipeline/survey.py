@@ -27,7 +27,7 @@ from gradalign.tree import PrefixTree
 
 RANKINGS = 3
 _CELLS = 3 << 19  # of one array over the vocabulary on the CPU: several of them stay in its cache
-_HEAD_CELLS = 16 << 20  # of one array of logits there: a matrix product lays the output layer out anew each time
+_HEAD_CELLS = 18 << 20  # of one array of logits there: a matrix product lays the output layer out anew each time
 _FUSED_NODES = 8192  # on a GPU: enough for its kernels, and few enough that numbers of some are put away while others are made
 _SHARE = 0.25  # of a GPU's free memory
 _KEPT_SHARE = 0.01
@@ -252,7 +252,7 @@ class _Source:
     def plain(self, start: int, stop: int, size: int) -> Coming:
         """The same, `size` nodes at a time, from log-probabilities of as many nodes as go through the output layers together."""
         outputs = [self._output(place, slice(start, stop)) for place in range(len(self.models))]
-        size = -(-(stop - start) // -(-(stop - start) // size))  # as many times, of even sizes
+        size = _even(stop - start, size)
         parts = [
             self._of([output(slice(low, low + size)) for output in outputs], slice(start + low, min(start + low + size, stop)))
             for low in range(0, stop - start, size)
@@ -262,7 +262,7 @@ class _Source:
     @property
     def _together(self) -> int:
         """Nodes that go through the output layers together on the CPU."""
-        return max(1, min(_HEAD_CELLS // self.models[0].vocabulary_size, len(self.hidden[0])))
+        return _even(len(self.hidden[0]), max(1, _HEAD_CELLS // self.models[0].vocabulary_size))
 
     def _output(self, place: int, nodes: slice) -> Callable[[slice], Tensor]:
         """What gives the log-probabilities of a model at any part of these nodes, each part once.
@@ -287,6 +287,11 @@ class _Source:
         teachers, tails = zip(*(spread_tail(tau.to(student), student) for tau in told), strict=True)
         values, directions = chunk_numbers(student, teachers, self.taken.part(nodes), self.objectives, self.ranked)
         return fetched(values | {"tail_CN": torch.stack(tails)} | self.stepping.part(nodes).of_directions(directions))
+
+
+def _even(number: int, most: int) -> int:
+    """How many at a time, so that none is left for a short last time."""
+    return -(-number // -(-number // most))
 
 
 def _kept_states(states_NH: Tensor) -> Tensor:

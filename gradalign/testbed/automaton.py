@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gradalign.engines.sampling import sample_tokens
+from gradalign.engines.sampling import sampled_tokens
 from gradalign.objectives import NodeSignals, Objective
 from gradalign.seeds import uniforms
 from gradalign.types import Completion, CompletionRequest, Question
@@ -161,7 +161,7 @@ class Automaton:
             live = np.flatnonzero(limit > step)
             rows = self._rows[torch.from_numpy(self._row(question[live], depth[live] + step, state[live]))]
             draws = torch.from_numpy(uniforms(seeds[live], np.full(len(live), step, dtype=np.uint64)))
-            chosen = sample_tokens(rows, draws)
+            chosen = sampled_tokens(rows.exp(), draws)
             tokens_BT[live, step] = chosen.numpy()
             logprobs_BT[live, step] = rows.gather(1, chosen[:, None])[:, 0].numpy()
             state[live] = self.successor_QTWV[question[live], depth[live] + step, state[live], tokens_BT[live, step]]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradalign.engines.sampling import sample_tokens
+from gradalign.engines.sampling import sampled_tokens
 from gradalign.seeds import uniforms
 from gradalign.types import Completion, CompletionRequest
 
@@ -107,7 +107,7 @@ class TabularModel:
                 break
             states = self.logprobs(self.states_NH[torch.tensor([self.prefixes[tuple(sequences[n])] for n in live])])
             seeds = np.array([rows[n][3] for n in live], dtype=np.uint64)
-            tokens = sample_tokens(states, torch.from_numpy(uniforms(seeds, np.full(len(live), step, dtype=np.uint64))))
+            tokens = sampled_tokens(states.exp(), torch.from_numpy(uniforms(seeds, np.full(len(live), step, dtype=np.uint64))))
             for n, token, state in zip(live, tokens.tolist(), states, strict=True):
                 sequences[n].append(token)
                 logprobs[n].append(float(state[token]))
