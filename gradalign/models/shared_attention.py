@@ -74,39 +74,39 @@ def _attend_parts(
     """
     count, heads, _, width = key.shape
     query = query.view(count, heads, -1, width)
-    scores = _product(query * (width**-0.5 if scaling is None else scaling), key.mT)
-    scores = scores.add_(rows.own_mask(query.device, scores.dtype)).float()
+    scores = _product(query, key.mT).float()
+    scores = torch.add(rows.own_mask(query.device), scores, alpha=width**-0.5 if scaling is None else scaling)
     best = scores.amax(-1, keepdim=True)
     weights = scores.sub_(best).exp_()
     total = weights.sum(-1, keepdim=True)
     own = _product(weights.to(value.dtype), value)
+    own = own.div_(total)
     if rows.prefixes.longest:
         read, denominator = _read_prefixes(query, rows, layer, scaling)
-        share = (best + total.log() - denominator).sigmoid_()
-        found = read.mul_(1 - share).addcmul_(own, share.div_(total))
-    else:
-        found = own.div_(total)
-    return found.to(value.dtype).reshape(count, 1, -1, width)
+        own = torch.lerp(read, own, (best + total.log() - denominator).sigmoid_().to(own.dtype))
+    return own.reshape(count, 1, -1, width)
 
 
 def _read_prefixes(query: Tensor, rows: Rows, layer: int, scaling: float | None) -> tuple[Tensor, Tensor]:
     """Attention (B, heads, groups, width) of every row over what it goes on from, and logarithms of denominators (B, heads, groups, 1).
 
-    Of grouped heads the first ones of all groups read keys together, then the second ones: to each they are a kernel's heads.
+    To the kernel a row's queries that read the same keys are several rows: the more it has at once, the faster it is.
     """
-    query = query.permute(2, 1, 0, 3)
-    groups, heads, _, width = query.shape
+    count, heads, groups, width = query.shape
+    query = query.transpose(0, 1).reshape(1, heads, count * groups, width)
+    keys, values = rows.prefixes.keys[layer], rows.prefixes.values[layer]
     found, denominators = [], []
     for part in rows.parts():
-        of = query[:, :, part.start : part.stop]
+        of, line = query[:, :, part.start * groups : part.stop * groups], slice(part.line, part.line + 1)
         if part.keys:
-            mask = rows.part_mask(part, query.device, query.dtype)
-            each = flash(of, *rows.part_keys(part, layer, groups), scaling=scaling, mask=mask)
+            mask = rows.part_mask(part, groups, query.device, query.dtype)
+            each = flash(of, keys[line, :, : part.keys], values[line, :, : part.keys], scaling=scaling, mask=mask)
         else:
             each = query.new_zeros(of.shape), torch.full(of.shape[:-1], -torch.inf)
-        found.append(each[0])
-        denominators.append(each[1])
-    return torch.cat(found, 2).permute(2, 1, 0, 3), torch.cat(denominators, 2).permute(2, 1, 0)[..., None]
+        found.append(each[0].transpose(1, 2))
+        denominators.append(each[1].transpose(1, 2))
+    each_row = torch.cat(found, 1)[0].unflatten(0, (count, groups)), torch.cat(denominators, 1)[0].unflatten(0, (count, groups))
+    return each_row[0].transpose(1, 2), each_row[1].transpose(1, 2)[..., None]
 
 
 def _weights(scores: Tensor, softcap: float | None, mask: Tensor | None, like: Tensor) -> Tensor:

@@ -173,39 +173,34 @@ class Rows(Cache):
         """Rows as they lie, in parts that read one prefix each."""
         return _once(self._until_change, "parts", lambda: parts_of(self.layout.place_B // self.layout.width, self.behind_B))
 
-    def part_keys(self, part: Part, layer: int, groups: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (groups, heads, keys, width) that a part reads, the same for all groups of heads."""
-
-        def taken() -> tuple[Tensor, Tensor]:
-            held = self.prefixes.keys[layer], self.prefixes.values[layer]
-            keys, values = (each[part.line, :, : part.keys].expand(groups, -1, -1, -1) for each in held)
-            return keys, values
-
-        return _once(self._until_change, (part, layer, groups), taken)
-
-    def part_mask(self, part: Part, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "1 1 rows keys"] | None:
-        """What is added to scores of a part's rows against its prefix: -inf behind what a row goes on from. None where every row sees all."""
+    def part_mask(
+        self, part: Part, groups: int, device: torch.device, dtype: torch.dtype
+    ) -> Float[Tensor, "1 1 queries keys"] | None:
+        """What is added to scores of a part's queries, `groups` of each row, against its prefix: -inf behind what the row goes on from. None
+        where every row sees all.
+        """
 
         def made() -> Tensor:
-            later_BL = np.arange(part.keys) >= self.behind_B[part.start : part.stop, None]
-            return _hidden(later_BL[None, None], device, dtype)
+            behind_Q = np.repeat(self.behind_B[part.start : part.stop], groups)
+            return _hidden((np.arange(part.keys) >= behind_Q[:, None])[None, None], device, dtype)
 
-        return None if part.even else _once(self._until_change, (part, device, dtype), made)
+        return None if part.even else _once(self._until_change, (part, groups, device, dtype), made)
 
-    def own_mask(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "B 1 1 room"]:
+    def own_mask(self, device: torch.device) -> Float[Tensor, "B 1 1 room"]:
         """What is added to scores against own tokens: -inf before a row's beginning, and in columns to come."""
         room = self.own[0][0].shape[2]
 
         def made() -> Tensor:
             column = np.arange(room)
-            return _hidden(((column < self.start_B[:, None]) | (column > self.columns))[:, None, None], device, dtype)
+            before_or_later = (column < self.start_B[:, None]) | (column > self.columns)
+            return _hidden(before_or_later[:, None, None], device, torch.float32)
 
         def opened() -> Tensor:
-            mask = _once(self._until_change, ("own mask", room, device, dtype), made)
+            mask = _once(self._until_change, ("own mask", room, device), made)
             mask[..., self.columns] = 0.0
             return mask
 
-        return _once(self._this_step, ("own mask", device, dtype), opened)
+        return _once(self._this_step, ("own mask", device), opened)
 
     def mask(self, window: int | None, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "P 1 R 1 K"] | None:
         """What is added to a step's scores: -inf where a row may not see a key. None where every row sees all."""
