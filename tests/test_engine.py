@@ -7,12 +7,13 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from gradalign.engines import HFEngine
+from gradalign.engines import HFEngine, continuous
 from gradalign.engines.continuous import Continuous
 from gradalign.engines.sampling import defined_token, token_by_blocks
 from gradalign.engines.trunks import passes, trunks_of
 from gradalign.models import CausalLanguageModel
-from gradalign.models.lines import laid_out
+from gradalign.models.lines import laid_out, parts_of
+from gradalign.models.shared_prefixes import Rows
 from gradalign.seeds import seed_of
 from gradalign.types import CompletionRequest, GradalignError
 
@@ -195,6 +196,46 @@ def test_rows_that_read_little_get_lines_of_their_own():
     assert layout.width == 32
     np.testing.assert_array_equal(layout.most(np.repeat([10, 400], 32)), [10, 400])
     assert laid_out(np.array([64]), np.full(64, 400)).width == 64
+
+
+def test_what_begins_alike_is_fed_once(small, requests, monkeypatch):
+    fed, real = [], continuous.next_states
+    monkeypatch.setattr(continuous, "next_states", lambda *given: (fed.append(len(given[2])), real(*given))[1])
+    together = sample(small, requests, 256)
+    assert fed[:2] == [3, 36]
+    fed.clear()
+    alone = sample(small, requests, 1)
+    assert set(fed) == {1}
+    assert {key: row[0] for key, row in together.items()} == {key: row[0] for key, row in alone.items()}
+
+
+def test_prefixes_read_by_lines_or_by_parts_give_the_same_tokens(small, monkeypatch):
+    """As they are read elsewhere than on a CPU, and by a kernel there."""
+    requests = branching(small)
+    parted = sample(small, requests, 11)
+    assert continuous.new_rows(small.language_model.model, torch.device("cpu")).parted
+    monkeypatch.setattr(continuous, "new_rows", lambda model, device: Rows(device))
+    for key, (tokens, logprobs, stop) in sample(small, requests, 11).items():
+        assert parted[key][0] == tokens
+        assert parted[key][2] == stop
+        np.testing.assert_allclose(parted[key][1], logprobs, atol=1e-4)
+
+
+def test_parts_hold_every_row_once_and_read_one_line():
+    rng = np.random.default_rng(0)
+    for most in (3, 300, 3000):
+        line_B = np.repeat(np.arange(6), rng.integers(1, 40, 6))
+        keys_B = rng.integers(0, most, len(line_B))
+        parts = parts_of(line_B, keys_B)
+        assert [row for part in parts for row in range(part.start, part.stop)] == list(range(len(line_B)))
+        for part in parts:
+            rows = slice(part.start, part.stop)
+            assert {*line_B[rows].tolist()} == {part.line}
+            assert part.keys == keys_B[rows].max()
+            assert part.even == (len({*keys_B[rows].tolist()}) == 1)
+            assert part.keys == 0 or keys_B[rows].min() > 0
+    assert len(parts_of(np.zeros(64, dtype=int), np.repeat([100, 101], 32))) == 1
+    assert len(parts_of(np.zeros(64, dtype=int), np.repeat([100, 1000], 32))) == 2
 
 
 def test_lines_hold_every_row_once():

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from gradalign.engines.rows import Row
 from gradalign.engines.sampling import Draw
@@ -19,6 +20,7 @@ from gradalign.models.threads import cpu_threads
 from gradalign.types import Completion
 
 _CHANGE = 1.0  # steps that a change of the rows costs: with so much done for ended rows, it was worth one
+_ALIKE = 0.5  # of all rows begin as others do, or it is not worth a change to feed these their first token once
 _PREFILLED = 8192  # tokens of prefixes in one forward pass
 _FIRST_ROOM = 64
 _MANY = 512  # rows whose step even a tiny model computes faster with more threads
@@ -29,6 +31,7 @@ class Continuous:
     trunk, or the beginning of a longer row's.
 
     Arrays over Q are of all rows in the order in which they begin, those over B of the rows under way: `queued_B` says which these are.
+    What several rows are fed alike as they begin is computed for one of them: `fed_B` says which of the rows that are fed stands for each.
     """
 
     def __init__(self, model: CausalLanguageModel, stop_ids: np.ndarray, rows: Sequence[Row], slots: int, threads: int):
@@ -43,13 +46,14 @@ class Continuous:
         self.trunk_Q = np.array([number_of[id(row.prefix)] for row in self.queue])
         self.behind_Q = np.array([len(row.prefix) - 1 for row in self.queue])
         self.first_Q = np.array([row.prefix[-1] for row in self.queue])
+        self.prefix_Q = np.array([id(row.prefix) for row in self.queue])
         self.seed_Q = np.array([row.seed for row in self.queue], dtype=np.uint64)
         self.limit_Q = np.array([row.max_tokens for row in self.queue])
         self.begun = 0
         self.idle = 0  # rows of steps since the last change that had ended
         self.rows = new_rows(model.model, model.device)
         self.queued_B, self.next_B = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        self.live_B = np.zeros(0, dtype=bool)
+        self.live_B, self.fed_B = np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64)
         self.tokens_BT, self.logprobs_BT = np.zeros((0, _FIRST_ROOM), dtype=np.int64), np.zeros((0, _FIRST_ROOM))
 
     def run(self) -> Iterator[tuple[Row, Completion]]:
@@ -63,9 +67,9 @@ class Continuous:
         self.idle += len(self.live_B) - live
         if not live or self.idle >= _CHANGE * len(self.live_B):
             self._change(min(self.slots - live, len(self.queue) - self.begun))
-        step_B = self.rows.length_B
+        step_B = self.rows.length_B[self.fed_B]
         with cpu_threads(self.threads if len(step_B) >= _MANY else torch.get_num_threads()):
-            states_BH = next_states(self.model.model, self.rows, self.next_B, self.model.context_window)
+            states_BH = self._fed()
             self.next_B, logprobs_B = self.draw(states_BH, self.seed_Q[self.queued_B], step_B)
         self._note(step_B, logprobs_B)
         stopped_B = self.stops_V[self.next_B]
@@ -83,11 +87,24 @@ class Continuous:
         queued_B, row_B = queued_B[order], row_B[order]
         trunk_B, begins_B = self.trunk_Q[queued_B], row_B < 0
         computed = self._computed(np.setdiff1d(trunk_B, self.rows.prefixes.name_P))
-        self.rows.arrange(row_B, trunk_B, self.behind_Q[queued_B], computed)
+        self.fed_B = _fed_for(begins_B, self.prefix_Q[queued_B])
+        first_F = np.unique(self.fed_B, return_index=True)[1]
+        self.rows.arrange(row_B[first_F], trunk_B[first_F], self.behind_Q[queued_B[first_F]], computed)
         self.next_B = np.append(self.next_B, 0)[row_B]
         self.next_B[begins_B] = self.first_Q[queued_B[begins_B]]
         self.tokens_BT, self.logprobs_BT = (np.pad(of, ((0, 1), (0, 0)))[row_B] for of in (self.tokens_BT, self.logprobs_BT))
         self.queued_B, self.live_B = queued_B, np.ones(len(queued_B), dtype=bool)
+
+    def _fed(self) -> Float[Tensor, "B H"]:
+        """Every row's state after its next token; from then on rows that began alike go their own ways."""
+        model, window = self.model.model, self.model.context_window
+        if len(self.rows.start_B) == len(self.fed_B):
+            return next_states(model, self.rows, self.next_B, window)
+        first_F = np.unique(self.fed_B, return_index=True)[1]
+        states_FH = next_states(model, self.rows, self.next_B[first_F], window)
+        fed_B, self.fed_B = self.fed_B, np.arange(len(self.fed_B))
+        self.rows.arrange(fed_B, self.trunk_Q[self.queued_B], self.behind_Q[self.queued_B])
+        return states_FH[torch.from_numpy(fed_B).to(states_FH.device)]
 
     def _computed(self, numbers: Int[np.ndarray, " N"]) -> list[Prefixes]:
         """The trunks of these numbers, in some passes."""
@@ -110,3 +127,10 @@ class Continuous:
         queued = self.queue[self.queued_B[row]]
         tokens, logprobs = self.tokens_BT[row, :length].copy(), self.logprobs_BT[row, :length].copy()
         return queued, Completion(queued.request, queued.replicate, tokens, logprobs, "stop" if stopped else "length")
+
+
+def _fed_for(begins_B: np.ndarray, prefix_B: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+    """Which of the rows that are to be fed stands for each row: itself, or the one before that begins with the same prefix."""
+    alike_B = np.append(False, begins_B[1:] & begins_B[:-1] & (prefix_B[1:] == prefix_B[:-1]))
+    worth = np.count_nonzero(alike_B) >= _ALIKE * len(alike_B)
+    return np.cumsum(~alike_B) - 1 if worth else np.arange(len(alike_B))

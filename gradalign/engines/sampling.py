@@ -21,7 +21,7 @@ class Draw:
 
     def __init__(self, model: CausalLanguageModel):
         self.model = model
-        self._kept_2BV = torch.empty(2, 0, model.vocabulary_size)
+        self._kept_BV = torch.empty(0, model.vocabulary_size)
 
     def __call__(
         self, hidden_BH: Float[Tensor, "B H"], seeds_B: UInt[np.ndarray, " B"], step_B: Int[np.ndarray, " B"]
@@ -35,20 +35,17 @@ class Draw:
         return tokens_B, logprobs_B
 
     def _drawn(self, hidden_BH: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-        logits_at, probs_at = self._memory(hidden_BH)
-        logprobs_BV = self.model.log_softmax(self.model.logits(hidden_BH, logits_at))
-        tokens_B = sampled_tokens(torch.exp(logprobs_BV, out=probs_at), uniform_B)
-        return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
+        probs_BV = self.model.softmax(self.model.logits(hidden_BH, self._memory(hidden_BH)))
+        tokens_B = sampled_tokens(probs_BV, uniform_B)
+        return tokens_B, probs_BV.gather(1, tokens_B[:, None])[:, 0].log()
 
-    def _memory(self, hidden_BH: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Where logits and probabilities of these rows are to lie."""
+    def _memory(self, hidden_BH: Tensor) -> Tensor | None:
+        """Where logits of these rows are to lie."""
         if hidden_BH.device.type != "cpu":
-            return None, None
-        count = len(hidden_BH)
-        if self._kept_2BV.shape[1] < count:
-            self._kept_2BV = self._kept_2BV.new_empty(2, count, self.model.vocabulary_size)
-        logits_at, probs_at = self._kept_2BV[:, :count]
-        return logits_at, probs_at
+            return None
+        if len(self._kept_BV) < len(hidden_BH):
+            self._kept_BV = self._kept_BV.new_empty(len(hidden_BH), self.model.vocabulary_size)
+        return self._kept_BV[: len(hidden_BH)]
 
 
 def sampled_tokens(probs_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:

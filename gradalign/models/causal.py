@@ -1,6 +1,6 @@
 """A transformers causal model as a LanguageModel: prompt computed once, log-probabilities from chunks of hidden states."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -105,12 +105,20 @@ class CausalLanguageModel:
     @torch.inference_mode()
     def log_softmax(self, logits_NV: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         """What `logprobs` makes of `logits`; written over them where they are nobody else's: to take memory anew costs more than this."""
+        return self._normalised(torch.log_softmax, logits_NV)
+
+    @torch.inference_mode()
+    def softmax(self, logits_NV: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+        """Probabilities of the next token, from `logits` and where these lay."""
+        return self._normalised(torch.softmax, logits_NV)
+
+    def _normalised(self, normalise: Callable[..., Tensor], logits_NV: Tensor) -> Tensor:
         mine = logits_NV if _can_be_cut(self.head) else None
         if self.temperature != 1:
             logits_NV = torch.div(logits_NV, self.temperature, out=mine)
-        logprobs_NV = torch.log_softmax(logits_NV, dim=-1, out=mine)
-        self.require_numbers(logprobs_NV.amax(-1))
-        return logprobs_NV
+        found_NV = normalise(logits_NV, dim=-1, out=mine)
+        self.require_numbers(found_NV.amax(-1))
+        return found_NV
 
     def require_numbers(self, found: Tensor) -> None:
         """Raise an error that names the model if something that follows from its logits is not finite."""
