@@ -6,6 +6,7 @@ from jaxtyping import Float, Int, UInt
 from torch import Tensor
 
 from gradalign.models.causal import CausalLanguageModel
+from gradalign.models.memory import vacant
 from gradalign.seeds import uniforms
 
 _CELLS = 1 << 23  # log-probabilities held at once; more where fewer and larger steps are faster
@@ -44,7 +45,7 @@ class Draw:
         if hidden_BH.device.type != "cpu":
             return None
         if len(self._kept_BV) < len(hidden_BH):
-            self._kept_BV = self._kept_BV.new_empty(len(hidden_BH), self.model.vocabulary_size)
+            self._kept_BV = vacant((len(hidden_BH), self.model.vocabulary_size), torch.float32, hidden_BH.device)
         return self._kept_BV[: len(hidden_BH)]
 
 

@@ -1,4 +1,4 @@
-"""How rows that share prefixes are laid out in lines, one prefix each, or taken in parts. Counts in, places out; knows no keys, no model."""
+"""How rows that share prefixes lie in lines, one prefix each, or are taken in parts. Counts in, places out; knows no keys and no model."""
 
 from dataclasses import dataclass
 

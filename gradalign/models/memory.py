@@ -1,6 +1,9 @@
-"""Batches that fit: when memory runs out, halve the batch, say so, and go on. And what goes to a device without waiting for it."""
+"""Batches that fit: when memory runs out, halve the batch, say so, and go on. And memory that is soon there: room for a tensor, and what
+goes to a device without waiting for it.
+"""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -72,6 +75,15 @@ class Batches:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         log.warning("out of memory in %s; going on with batches of %d", self.what, self.size)
+
+
+def vacant(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor to be filled. On a CPU it is numpy's, which asks the system for large pages: thousands of small ones take longer to come
+    than to fill.
+    """
+    if device.type != "cpu":
+        return torch.empty(*shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(*shape)
 
 
 def sent(array: np.ndarray, device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from gradalign.models.attention import forward
 from gradalign.models.lines import Layout, Part, laid_out, one_each, parts_of
+from gradalign.models.memory import vacant
 
 _FIRST_ROOM = 8
 
@@ -125,7 +126,8 @@ class Rows(Cache):
         room = max(_FIRST_ROOM, 1 << longest.bit_length())
 
         def take(old: Tensor) -> Tensor:
-            new = old.new_zeros(len(row_B), old.shape[1], room, old.shape[3])
+            new = vacant((len(row_B), old.shape[1], room, old.shape[3]), old.dtype, old.device)
+            new[:, :, longest:] = 0
             if longest:
                 new[:, :, :longest] = old[:, :, first : self.columns][index_B.to(old.device)]
             return new
@@ -146,7 +148,7 @@ class Rows(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Put a step's keys and values into its column. All columns so far; where rows are read as they lie in memory, all there is room for."""
+        """Put a step's keys and values into its column. All columns so far, or all that there is room for if rows are read as they lie."""
         if layer_idx == len(self.own):
             self.own.append((_room_for(key_states), _room_for(value_states)))
         keys, values = self.own[layer_idx]
@@ -176,9 +178,7 @@ class Rows(Cache):
     def part_mask(
         self, part: Part, groups: int, device: torch.device, dtype: torch.dtype
     ) -> Float[Tensor, "1 1 queries keys"] | None:
-        """What is added to scores of a part's queries, `groups` of each row, against its prefix: -inf behind what the row goes on from. None
-        where every row sees all.
-        """
+        """What is added to scores of a part's queries, `groups` a row: -inf behind what the row goes on from. None where all see all."""
 
         def made() -> Tensor:
             behind_Q = np.repeat(self.behind_B[part.start : part.stop], groups)
@@ -280,11 +280,11 @@ def _once(made: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
 def _doubled(old: Tensor) -> Tensor:
     """With as much room again."""
     count, heads, columns, width = old.shape
-    new = old.new_empty(count, heads, 2 * columns, width)
+    new = vacant((count, heads, 2 * columns, width), old.dtype, old.device)
     new[:, :, :columns], new[:, :, columns:] = old, 0
     return new
 
 
 def _room_for(states: Tensor) -> Tensor:
     count, heads, _, width = states.shape
-    return states.new_zeros(count, heads, _FIRST_ROOM, width)
+    return vacant((count, heads, _FIRST_ROOM, width), states.dtype, states.device).zero_()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradalign.configurations import TokenWeighting
 from gradalign.models import Batches, CausalLanguageModel, LanguageModel, SharingModel
-from gradalign.models.memory import sent
+from gradalign.models.memory import sent, vacant
 from gradalign.objectives import Objective
 from gradalign.pipeline.fused import can_fuse, fused_numbers
 from gradalign.pipeline.joining import Coming, Joined, as_array, fetched
@@ -279,7 +279,8 @@ class _Source:
 
     @cached_property
     def _memory(self) -> list[Tensor]:
-        return [torch.empty(self._together, model.vocabulary_size) for model in self.models]
+        shapes = [(self._together, model.vocabulary_size) for model in self.models]
+        return [vacant(shape, torch.float32, torch.device("cpu")) for shape in shapes]
 
     def _of(self, logprobs: Sequence[Tensor], nodes: slice) -> Coming:
         student = logprobs[0]
