@@ -3,7 +3,6 @@ goes to a device without waiting for it.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -83,7 +82,7 @@ def vacant(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     """
     if device.type != "cpu":
         return torch.empty(*shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(*shape)
+    return torch.from_numpy(np.empty(shape, dtype=f"i{dtype.itemsize}")).view(dtype)
 
 
 def sent(array: np.ndarray, device: torch.device) -> Tensor:
