@@ -79,8 +79,7 @@ def _attend_parts(
     best = scores.amax(-1, keepdim=True)
     weights = scores.sub_(best).exp_()
     total = weights.sum(-1, keepdim=True)
-    own = _product(weights.to(value.dtype), value)
-    own = own.div_(total)
+    own = _product(weights.to(value.dtype), value).div_(total)
     if rows.prefixes.longest:
         read, denominator = _read_prefixes(query, rows, layer, scaling)
         own = torch.lerp(read, own, (best + total.log() - denominator).sigmoid_().to(own.dtype))
@@ -103,10 +102,10 @@ def _read_prefixes(query: Tensor, rows: Rows, layer: int, scaling: float | None)
             each = flash(of, keys[line, :, : part.keys], values[line, :, : part.keys], scaling=scaling, mask=mask)
         else:
             each = query.new_zeros(of.shape), torch.full(of.shape[:-1], -torch.inf)
-        found.append(each[0].transpose(1, 2))
-        denominators.append(each[1].transpose(1, 2))
-    each_row = torch.cat(found, 1)[0].unflatten(0, (count, groups)), torch.cat(denominators, 1)[0].unflatten(0, (count, groups))
-    return each_row[0].transpose(1, 2), each_row[1].transpose(1, 2)[..., None]
+        found.append(each[0][0].transpose(0, 1))
+        denominators.append(each[1][0].T)
+    states, denominator = (torch.cat(each).unflatten(0, (count, groups)).transpose(1, 2) for each in (found, denominators))
+    return states, denominator[..., None]
 
 
 def _weights(scores: Tensor, softcap: float | None, mask: Tensor | None, like: Tensor) -> Tensor:
@@ -174,10 +173,10 @@ def next_states(
 
 
 def new_rows(model: PreTrainedModel, device: torch.device) -> Rows:
-    """Rows of this model, none as yet. On a CPU prefixes are read part by part, if all layers attend to all tokens as they are."""
+    """Rows of this model, none as yet. On a CPU prefixes are read part by part, if all layers attend to all tokens as the kernel does."""
     config = model.config.get_text_config()
-    plain = not getattr(config, "attn_logit_softcapping", None) and not any(windows(config).values())
-    return Rows(device, device.type == "cpu" and plain)
+    unusual = any(getattr(config, name, None) for name in ("attn_logit_softcapping", "v_head_dim"))
+    return Rows(device, device.type == "cpu" and not unusual and not any(windows(config).values()))
 
 
 @torch.inference_mode()

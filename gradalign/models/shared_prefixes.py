@@ -106,11 +106,11 @@ class Rows(Cache):
         """
         names, first_N, count_N = np.unique(name_B, return_index=True, return_counts=True)
         as_they_lie = np.argsort(first_N)
-        by_parts = self.device.type == "cpu"  # elsewhere all lines are gone through at once, and cost as much as the longest
         if self.parted:
             self.layout = one_each(count_N[as_they_lie])
-        else:
-            self.layout = laid_out(count_N[as_they_lie], behind_B if by_parts else np.zeros_like(behind_B))
+        else:  # but on a CPU all lines are gone through at once, and cost as much as the longest
+            keys_B = behind_B if self.device.type == "cpu" else np.zeros_like(behind_B)
+            self.layout = laid_out(count_N[as_they_lie], keys_B)
         self.read_P = self.layout.most(behind_B)
         self.prefixes = _taken([self.prefixes, *computed], names[as_they_lie][self.layout.prefix_P])
         self._take_own(row_B)
