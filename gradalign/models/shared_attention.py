@@ -1,7 +1,8 @@
 """Attention of rows that share prefixes: each line of rows reads its prefix once, each row its own tokens, under one softmax.
 
 Scores against the prefix are one product for all rows of a line, as in Hydragen (Juravsky et al., arXiv 2402.05099); those against own
-tokens are put beside them, so that nothing has to be merged afterwards. Axes are those of `shared_prefixes`.
+tokens are put beside them, so that nothing has to be merged afterwards. On a CPU a kernel reads the prefixes, and what it finds is merged
+with what own tokens give. Axes are those of `shared_prefixes`.
 """
 
 from collections.abc import Iterator

@@ -126,11 +126,7 @@ class Rows(Cache):
         room = max(_FIRST_ROOM, 1 << longest.bit_length())
 
         def take(old: Tensor) -> Tensor:
-            new = vacant((len(row_B), old.shape[1], room, old.shape[3]), old.dtype, old.device)
-            new[:, :, longest:] = 0
-            if longest:
-                new[:, :, :longest] = old[:, :, first : self.columns][index_B.to(old.device)]
-            return new
+            return _with_room(old[:, :, first : self.columns][index_B.to(old.device)], room)
 
         for layer, (keys, values) in enumerate(self.own):
             self.own[layer] = take(keys), take(values)
@@ -150,10 +146,10 @@ class Rows(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Put a step's keys and values into its column. All columns so far, or all that there is room for if rows are read as they lie."""
         if layer_idx == len(self.own):
-            self.own.append((_room_for(key_states), _room_for(value_states)))
+            self.own.append((_with_room(key_states[:, :, :0], _FIRST_ROOM), _with_room(value_states[:, :, :0], _FIRST_ROOM)))
         keys, values = self.own[layer_idx]
         if self.columns == keys.shape[2]:
-            keys, values = self.own[layer_idx] = _doubled(keys), _doubled(values)
+            keys, values = self.own[layer_idx] = _with_room(keys, 2 * self.columns), _with_room(values, 2 * self.columns)
         keys[:, :, self.columns], values[:, :, self.columns] = key_states[:, :, 0], value_states[:, :, 0]
         return (keys, values) if self.parted else (keys[:, :, : self.columns + 1], values[:, :, : self.columns + 1])
 
@@ -277,14 +273,9 @@ def _once(made: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
     return made[key]
 
 
-def _doubled(old: Tensor) -> Tensor:
-    """With as much room again."""
-    count, heads, columns, width = old.shape
-    new = vacant((count, heads, 2 * columns, width), old.dtype, old.device)
-    new[:, :, :columns], new[:, :, columns:] = old, 0
+def _with_room(held: Float[Tensor, "B heads S width"], room: int) -> Float[Tensor, "B heads room width"]:
+    """The same columns with zeros behind, so many in all."""
+    count, heads, columns, width = held.shape
+    new = vacant((count, heads, room, width), held.dtype, held.device)
+    new[:, :, :columns], new[:, :, columns:] = held, 0
     return new
-
-
-def _room_for(states: Tensor) -> Tensor:
-    count, heads, _, width = states.shape
-    return vacant((count, heads, _FIRST_ROOM, width), states.dtype, states.device).zero_()
