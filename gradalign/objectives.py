@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gradalign.plugins import imported, registered
-from gradalign.row_sums import row_dot
 from gradalign.types import GradalignError
 
 NV = Float[Tensor, "N V"]
@@ -198,7 +197,7 @@ def ideal_direction(student_logprobs: NV, success: NV, support: Bool[Tensor, "N 
 def centred(probs: NV, signal: NV) -> NV:
     """pi_j (f_j - sum_k pi_k f_k); tokens of probability 0 contribute and receive nothing."""
     signal = torch.where(probs > 0, signal, 0.0)
-    return probs * (signal - row_dot(probs, signal)[..., None])
+    return probs * (signal - torch.linalg.vecdot(probs, signal)[..., None])
 
 
 def parse_objective(spec: str) -> Objective:

@@ -137,12 +137,15 @@ class CausalLanguageModel:
         return torch.tanh(logits / cap) * cap if cap else logits
 
     @torch.inference_mode()
-    def scores(self, hidden_NH: Float[Tensor, "N H"]) -> tuple[Float[Tensor, "N V"], float]:
-        """Scores as the output layer makes them, in its dtype, and a factor: the log-softmax of their product is `logprobs`."""
+    def scores(
+        self, hidden_NH: Float[Tensor, "N H"], into: Float[Tensor, "N V"] | None = None
+    ) -> tuple[Float[Tensor, "N V"], float]:
+        """Scores as the output layer makes them, in its dtype, and a factor: the log-softmax of their product is `logprobs`. They lie in
+        `into` where it can write there."""
         if self._cap:
-            return self.logits(hidden_NH), 1 / self.temperature
+            return self.logits(hidden_NH, into), 1 / self.temperature
         scale = (getattr(self.config, "logit_scale", None) or 1.0) / (getattr(self.config, "logits_scaling", None) or 1.0)
-        return self._head_scores(hidden_NH), scale / self.temperature
+        return self._head_scores(hidden_NH, into), scale / self.temperature
 
     @property
     def _cap(self) -> float | None:

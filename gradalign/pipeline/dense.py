@@ -1,7 +1,7 @@
 """What walks over the whole vocabulary at N nodes, for the student and one teacher: tensors in, tensors out, nothing else.
 
-Everything of `vocabulary.chunk_numbers` that reads or writes arrays of (nodes x vocabulary) is here, so that it can be compiled
-(`compiled.py`): no branch asks what a number is. Sums over the vocabulary, maxima of blocks of tokens, and directions.
+Everything of `vocabulary.chunk_numbers` that reads or writes arrays of (nodes x vocabulary) is here: sums over the vocabulary, maxima of
+blocks of tokens, and directions.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.linalg import vecdot
 
 from gradalign.objectives import After, NodeSignals, Objective
-from gradalign.row_sums import row_dot, row_sum
 
 BLOCK = 128
 LARGEST = 1e6
@@ -71,14 +71,14 @@ def look(
     mixture = (pi + tau).mul_(0.5).clamp_min_(tiny).log_()
     distance_maxima = block_maxima(signals.difference.abs())
     return Look(
-        student_entropy_N=-row_dot(pi, student_NV),
-        teacher_entropy_N=-row_dot(tau, teacher_NV),
-        reverse_kl_N=-row_dot(pi, log_ratio),
-        forward_kl_N=row_dot(tau, log_ratio),
-        jsd_N=0.5 * (row_dot(pi, student_NV - mixture) + row_dot(tau, teacher_NV - mixture)),
-        distance_N=row_dot(signals.difference, signals.difference).sqrt(),
-        similarity_N=row_dot(pi, tau) / (row_dot(pi, pi) * row_dot(tau, tau)).sqrt(),
-        ratio2_N=(row_sum((tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(LARGEST)) - 1).clamp_min(0),
+        student_entropy_N=-vecdot(pi, student_NV),
+        teacher_entropy_N=-vecdot(tau, teacher_NV),
+        reverse_kl_N=-vecdot(pi, log_ratio),
+        forward_kl_N=vecdot(tau, log_ratio),
+        jsd_N=0.5 * (vecdot(pi, student_NV - mixture) + vecdot(tau, teacher_NV - mixture)),
+        distance_N=vecdot(signals.difference, signals.difference).sqrt(),
+        similarity_N=vecdot(pi, tau) / (vecdot(pi, pi) * vecdot(tau, tau)).sqrt(),
+        ratio2_N=((tau * tau).div_(pi.clamp_min(tiny)).clamp_max_(LARGEST).sum(-1) - 1).clamp_min(0),
         teacher_maxima_NB=block_maxima(teacher_NV),
         distance_maxima_NB=distance_maxima,
         moved=[_moved(objective, signals, best_N, distance_maxima) for objective in objectives],
@@ -89,17 +89,17 @@ def _moved(objective: Objective, signals: NodeSignals, best_N: Tensor, distance_
     """The sums are taken around the direction at the likeliest token, where most of their weight may lie: nothing large cancels."""
     pi, d = signals.student_probs, objective.known_direction(signals)
     expected = d if objective.expected is None else objective.expected_direction(signals)
-    norm2_N = row_dot(expected, expected)
-    direction_norm2_N = norm2_N if d is expected else row_dot(d, d)
+    norm2_N = vecdot(expected, expected)
+    direction_norm2_N = norm2_N if d is expected else vecdot(d, d)
     maxima_NB = distance_maxima_NB if expected is signals.difference else block_maxima(expected.abs())
     if isinstance(objective, After):
         lift = objective.lift(signals)
-        return Moved(d, direction_norm2_N, expected, norm2_N, row_dot(pi, expected), row_dot(pi * lift, lift), lift, maxima_NB)
+        return Moved(d, direction_norm2_N, expected, norm2_N, vecdot(pi, expected), vecdot(pi * lift, lift), lift, maxima_NB)
     middle_N1 = expected.gather(1, best_N[:, None])
     around = expected - middle_N1
     weighted = pi * around
-    rest_N = row_sum(weighted)
-    lift2_N = (row_sum(weighted.mul_(around)) - rest_N**2).clamp_min(0)
+    rest_N = weighted.sum(-1)
+    lift2_N = (weighted.mul_(around).sum(-1) - rest_N**2).clamp_min(0)
     return Moved(d, direction_norm2_N, expected, norm2_N, middle_N1[:, 0] + rest_N, lift2_N, None, maxima_NB)
 
 

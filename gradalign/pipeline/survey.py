@@ -29,6 +29,7 @@ RANKINGS = 3
 _CELLS = 3 << 19  # of one array over the vocabulary on the CPU: several of them stay in its cache
 _HEAD_CELLS = 18 << 20  # of one array of logits there: a matrix product lays the output layer out anew each time
 _FUSED_NODES = 8192  # on a GPU: enough for its kernels, and few enough that numbers of some are put away while others are made
+_NATIVE_NODES = 128  # on the CPU: its kernel takes one at a time, and what comes of so many still lies in the cache
 _SHARE = 0.25  # of a GPU's free memory
 _KEPT_SHARE = 0.01
 
@@ -215,7 +216,8 @@ class _Source:
         """
         device, vocabulary, teachers = self.hidden[0].device, self.models[0].vocabulary_size, len(self.models) - 1
         if device.type != "cuda":
-            return self._together, lambda start, stop: self.plain(start, stop, max(1, _CELLS // vocabulary))
+            size = _NATIVE_NODES if self._native else max(1, _CELLS // vocabulary)
+            return self._together, lambda start, stop: self.by_parts(start, stop, size)
         room = int(_SHARE * torch.cuda.mem_get_info(device)[0]) // 4
         alike = (
             all(isinstance(model, CausalLanguageModel) for model in self.models) and len({h.device for h in self.hidden}) == 1
@@ -224,68 +226,95 @@ class _Source:
             fit = room // (len(self.models) * vocabulary + 8 * teachers * self.stepping.sketch.length)
             return max(1, min(_FUSED_NODES, fit)), self.fused
         arrays = 6 + 2 * len(self.models) + (2 * len(self.objectives) + 3) * teachers
-        return max(1, room // (arrays * vocabulary)), lambda start, stop: self.plain(start, stop, stop - start)
+        return max(1, room // (arrays * vocabulary)), lambda start, stop: self.by_parts(start, stop, stop - start)
 
     @torch.inference_mode()
     def fused(self, start: int, stop: int) -> Coming:
-        """Numbers of the nodes from `start` to `stop`, by kernels."""
+        """Numbers of the nodes from `start` to `stop`, by a GPU's kernels."""
         nodes = slice(start, stop)
         models = [model for model in self.models if isinstance(model, CausalLanguageModel)]
         made = [model.scores(states[nodes]) for model, states in zip(models, self.hidden, strict=True)]
-        scores, factors = [scores for scores, _ in made], [factor for _, factor in made]
+        return self._by_kernels([scores for scores, _ in made], [factor for _, factor in made], nodes)
+
+    @torch.inference_mode()
+    def by_parts(self, start: int, stop: int, size: int) -> Coming:
+        """The same, `size` nodes at a time, from scores of as many nodes as go through the output layers together."""
+        nodes, size = slice(start, stop), _even(stop - start, size)
+        outputs = [self._scores(place, nodes) for place in range(len(self.models))]
+        parts = []
+        for low in range(0, stop - start, size):
+            found = [(scores(slice(low, low + size)), factor) for scores, factor in outputs]
+            parts.append(self._of(found, slice(start + low, min(start + low + size, stop))))
+        return lambda: [arrays for part in parts for arrays in part()]
+
+    def _by_kernels(
+        self, scores: Sequence[Tensor], factors: Sequence[float], nodes: slice, tails: Sequence[Tensor] = ()
+    ) -> Coming:
+        """From scores whose log-softmax, after multiplication with `factors`, are log-probabilities."""
         values, rows = fused_numbers(
             scores, factors, self.taken.part(nodes), self.objectives, self.ranked, self.stepping.sketch
         )
-        values["tail_CN"] = torch.full_like(values["ratio2_CN"], torch.nan)
+        values["tail_CN"] = torch.stack([*tails]) if tails else torch.full_like(values["ratio2_CN"], torch.nan)
         every = [row[None] for of_teacher in rows for row in of_teacher]
         coming = fetched(values | self.stepping.part(nodes).of_rows(every, (len(rows), len(rows[0]))))
 
         def checked() -> list[dict[str, np.ndarray]]:
             (arrays,) = coming()
-            for model, lse in zip(models, [arrays.pop("student_lse_N"), *arrays.pop("teacher_lse_CN")], strict=True):
-                model.require_numbers(torch.from_numpy(lse))
+            for model, lse in zip(self.models, [arrays.pop("student_lse_N"), *arrays.pop("teacher_lse_CN")], strict=True):
+                if isinstance(model, CausalLanguageModel):
+                    model.require_numbers(torch.from_numpy(lse))
             return [arrays]
 
         return checked
-
-    @torch.inference_mode()
-    def plain(self, start: int, stop: int, size: int) -> Coming:
-        """The same, `size` nodes at a time, from log-probabilities of as many nodes as go through the output layers together."""
-        outputs = [self._output(place, slice(start, stop)) for place in range(len(self.models))]
-        size = _even(stop - start, size)
-        parts = [
-            self._of([output(slice(low, low + size)) for output in outputs], slice(start + low, min(start + low + size, stop)))
-            for low in range(0, stop - start, size)
-        ]
-        return lambda: [arrays for part in parts for arrays in part()]
 
     @property
     def _together(self) -> int:
         """Nodes that go through the output layers together on the CPU."""
         return _even(len(self.hidden[0]), max(1, _HEAD_CELLS // self.models[0].vocabulary_size))
 
-    def _output(self, place: int, nodes: slice) -> Callable[[slice], Tensor]:
-        """What gives the log-probabilities of a model at any part of these nodes, each part once.
+    @cached_property
+    def _native(self) -> bool:
+        """Are numbers made by the CPU's kernel?"""
+        device = self.hidden[0].device
+        return device.type == "cpu" and can_fuse(self.objectives, self.stepping, device)
 
-        On the CPU logits are written over those of nodes before, as to take so much memory anew takes time, and their softmax is left
+    @cached_property
+    def _raw(self) -> bool:
+        """Are scores taken as output layers make them? Where nothing is left to the kernel but to find their softmax."""
+        return self._native and all(isinstance(model, CausalLanguageModel) for model in self.models)
+
+    def _scores(self, place: int, nodes: slice) -> tuple[Callable[[slice], Tensor], float]:
+        """What gives a model's scores at any part of these nodes, each part once, and the factor whose product with them has the
+        log-probabilities for its log-softmax; where they are not `_raw` they are log-probabilities.
+
+        On the CPU they are written over those of nodes before, as to take so much memory anew takes time, and their softmax is left
         until they are wanted, as they are then in its cache for what follows.
         """
         model, states_NH = self.models[place], self.hidden[place][nodes]
         if not isinstance(model, CausalLanguageModel):
-            return model.logprobs(states_NH).__getitem__
+            return model.logprobs(states_NH).__getitem__, 1.0
         kept = self.hidden[0].device.type == states_NH.device.type == "cpu"
-        logits = model.logits(states_NH, self._memory[place][: len(states_NH)] if kept else None)
-        return lambda part: model.log_softmax(logits[part])
+        into = self._memory[place][: len(states_NH)] if kept else None
+        if self._raw:
+            scores, factor = model.scores(states_NH, into)
+            return scores.__getitem__, factor
+        logits = model.logits(states_NH, into)
+        return lambda part: model.log_softmax(logits[part]), 1.0
 
     @cached_property
     def _memory(self) -> list[Tensor]:
         shapes = [(self._together, model.vocabulary_size) for model in self.models]
         return [vacant(shape, torch.float32, torch.device("cpu")) for shape in shapes]
 
-    def _of(self, logprobs: Sequence[Tensor], nodes: slice) -> Coming:
-        student = logprobs[0]
-        told = [_shared(model, tau, student) for model, tau in zip(self.models[1:], logprobs[1:], strict=True)]
+    def _of(self, found: Sequence[tuple[Tensor, float]], nodes: slice) -> Coming:
+        scores, factors = zip(*found, strict=True)
+        if self._raw:
+            return self._by_kernels(scores, factors, nodes)
+        student = scores[0]
+        told = [_shared(model, tau, student) for model, tau in zip(self.models[1:], scores[1:], strict=True)]
         teachers, tails = zip(*(spread_tail(tau.to(student), student) for tau in told), strict=True)
+        if self._native:
+            return self._by_kernels([student, *teachers], factors, nodes, tails)
         values, directions = chunk_numbers(student, teachers, self.taken.part(nodes), self.objectives, self.ranked)
         return fetched(values | {"tail_CN": torch.stack(tails)} | self.stepping.part(nodes).of_directions(directions))
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from gradalign.models.memory import sent
 from gradalign.objectives import Objective
-from gradalign.pipeline.compiled import fastest_look
-from gradalign.pipeline.dense import BLOCK, Look, Moved, block_maxima
+from gradalign.pipeline.dense import BLOCK, Look, Moved, block_maxima, look
 from gradalign.sketch import OuterSketch
 
 DIVERGENCES = (
@@ -104,7 +103,7 @@ def chunk_numbers(
     sampled = _sampled(student_NV, children, taken) if any(o.expected or o.function for o in objectives) else ()
     vocabulary = student_NV.shape[1]
     mine = _largest(block_maxima(student_NV), max(TOP, ranked), vocabulary, lambda tokens: student_NV.gather(1, tokens))
-    looks = [fastest_look(objectives, student_NV, tau, mine[:, 0], *sampled) for tau in teachers]
+    looks = [look(objectives, student_NV, tau, mine[:, 0], *sampled) for tau in teachers]
     strength = _by_direction(looks, ranked)
     distance = _largest(
         torch.stack([look.distance_maxima_NB for look in looks]).amax(0),
