@@ -17,6 +17,7 @@ several times over; given are medians, and the least and largest.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
