@@ -4,6 +4,7 @@ goes to a device without waiting for it.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -74,6 +75,29 @@ class Batches:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         log.warning("out of memory in %s; going on with batches of %d", self.what, self.size)
+
+
+class Room:
+    """Memory on the CPU that is taken once and lent to one after the other: to take so much anew takes as long as to fill it.
+
+    No more than so many bytes are kept.
+    """
+
+    def __init__(self, most: int):
+        self._free: list[Tensor] = []
+        self._most = most
+
+    @contextmanager
+    def lent(self, numbers: int) -> Iterator[Tensor]:
+        """Room for so many float32 numbers, which is nobody else's until the block ends."""
+        room = self._free.pop() if self._free else torch.empty(0)
+        if len(room) < numbers:
+            room = vacant((numbers,), torch.float32, torch.device("cpu"))
+        try:
+            yield room[:numbers]
+        finally:
+            if room.nbytes <= self._most:
+                self._free.append(room)
 
 
 def vacant(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradalign.configurations import TokenWeighting
 from gradalign.models import Batches, CausalLanguageModel, LanguageModel, SharingModel
-from gradalign.models.memory import sent, vacant
+from gradalign.models.memory import Room, sent
 from gradalign.objectives import Objective
 from gradalign.pipeline.fused import can_fuse, fused_numbers
 from gradalign.pipeline.joining import Coming, Joined, as_array, fetched
@@ -32,6 +32,7 @@ _FUSED_NODES = 8192  # on a GPU: enough for its kernels, and few enough that num
 _NATIVE_NODES = 128  # on the CPU: its kernel takes one at a time, and what comes of so many still lies in the cache
 _SHARE = 0.25  # of a GPU's free memory
 _KEPT_SHARE = 0.01
+_ROOM = Room(1 << 28)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +126,12 @@ def survey_states(
         entropy_N = _entropies(models[0], hidden[0])
         factor_WN[1:] = [weighting.factors(entropy_N, visits_N, wrong_N) for weighting in weightings]
     stepping = Stepping(sketch, flat, hidden[0], torch.from_numpy(factor_WN * visits_N / len(request.sequences)))
-    source = _Source(models, hidden, children, objectives, ranked, stepping)
-    size, numbers = source.way()
     joined = Joined(len(nodes))
-    joined.add(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers))
+    together = _even(len(nodes), max(1, _HEAD_CELLS // models[0].vocabulary_size))
+    with _ROOM.lent(len(models) * together * models[0].vocabulary_size if hidden[0].device.type == "cpu" else 0) as room:
+        source = _Source(models, hidden, children, objectives, ranked, stepping, together, room)
+        size, numbers = source.way()
+        joined.add(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers))
     step_WCOL, shift_WCOF = stepping.folded(*(torch.from_numpy(joined.sums[name]) for name in ("step", "shift")))
     return Survey(
         nodes=nodes, ranked=min(ranked, models[0].vocabulary_size), sketch=sketch, flat=flat, student_states=_kept_states(hidden[0]),
@@ -200,7 +203,10 @@ def _children(tree: PrefixTree, nodes: np.ndarray, advantage_R: np.ndarray) -> T
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """What numbers are made of: models with their hidden states at all nodes, what rollouts took there, and what is asked for."""
+    """What numbers are made of: models with their hidden states at all nodes, what rollouts took there, and what is asked for.
+
+    On the CPU so many nodes go through the output layers `together`, whose scores lie in `room`.
+    """
 
     models: Sequence[LanguageModel]
     hidden: Sequence[Tensor]
@@ -208,6 +214,8 @@ class _Source:
     objectives: Sequence[Objective]
     ranked: int
     stepping: Stepping
+    together: int
+    room: Tensor
 
     def way(self) -> tuple[int, Callable[[int, int], Coming]]:
         """How many nodes go through the output layers together, and how their numbers are made.
@@ -217,7 +225,7 @@ class _Source:
         device, vocabulary, teachers = self.hidden[0].device, self.models[0].vocabulary_size, len(self.models) - 1
         if device.type != "cuda":
             size = _NATIVE_NODES if self._native else max(1, _CELLS // vocabulary)
-            return self._together, lambda start, stop: self.by_parts(start, stop, size)
+            return self.together, lambda start, stop: self.by_parts(start, stop, size)
         room = int(_SHARE * torch.cuda.mem_get_info(device)[0]) // 4
         alike = (
             all(isinstance(model, CausalLanguageModel) for model in self.models) and len({h.device for h in self.hidden}) == 1
@@ -267,11 +275,6 @@ class _Source:
 
         return checked
 
-    @property
-    def _together(self) -> int:
-        """Nodes that go through the output layers together on the CPU."""
-        return _even(len(self.hidden[0]), max(1, _HEAD_CELLS // self.models[0].vocabulary_size))
-
     @cached_property
     def _native(self) -> bool:
         """Are numbers made by the CPU's kernel?"""
@@ -294,17 +297,12 @@ class _Source:
         if not isinstance(model, CausalLanguageModel):
             return model.logprobs(states_NH).__getitem__, 1.0
         kept = self.hidden[0].device.type == states_NH.device.type == "cpu"
-        into = self._memory[place][: len(states_NH)] if kept else None
+        into = self.room.view(len(self.models), self.together, -1)[place, : len(states_NH)] if kept else None
         if self._raw:
             scores, factor = model.scores(states_NH, into)
             return scores.__getitem__, factor
         logits = model.logits(states_NH, into)
         return lambda part: model.log_softmax(logits[part]), 1.0
-
-    @cached_property
-    def _memory(self) -> list[Tensor]:
-        shapes = [(self._together, model.vocabulary_size) for model in self.models]
-        return [vacant(shape, torch.float32, torch.device("cpu")) for shape in shapes]
 
     def _of(self, found: Sequence[tuple[Tensor, float]], nodes: slice) -> Coming:
         scores, factors = zip(*found, strict=True)
