@@ -43,6 +43,7 @@ def doctor() -> None:
     table.add_row("device", _device())
     table.add_row("engine auto", _engine())
     table.add_row("cores", str(os.cpu_count()))
+    table.add_row("C++ compiler", _compiler())
     table.add_row("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB")
     table.add_row("built-in models", ", ".join(f"builtin:{name}" for name in builtin_names("students")) or "[red]none found[/]")
     table.add_row(
@@ -78,6 +79,16 @@ def _engine() -> str:
     from gradalign.engines import suited_engine
 
     return suited_engine("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _compiler() -> str:
+    if _installed("torch") is None:
+        return "unknown without torch"
+    from gradalign.pipeline.native import compiler
+
+    return safe(
+        compiler() or "missing: on a CPU the pass over a large vocabulary takes longer; install g++ or clang++, or set CXX"
+    )
 
 
 def _device() -> str:

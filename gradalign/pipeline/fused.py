@@ -103,23 +103,26 @@ def fused_numbers(
     theirs = [look.best(look.maxima["teacher"], TOP, lambda at, look=look: look.scores[1].gather(1, at)) for look in main]
     pairs = [_Direction.at(by_beta, form, children, share, advantage) for by_beta in looks for form in forms]
     lengths = [pair.expected_norm2.sqrt().clamp_min(SHORTEST)[:, None] for pair in pairs]
-    strength = first.best(
-        torch.stack([pair.bound / length for pair, length in zip(pairs, lengths, strict=True)]).amax(0),
-        ranked,
-        lambda tokens: torch.stack(
-            [pair.expected(tokens).abs() / length for pair, length in zip(pairs, lengths, strict=True)]
-        ).amax(0),
-    )
+
+    def expected(tokens: Tensor) -> list[Tensor]:
+        told = {id(look): look.logprobs(tokens) for by_beta in looks for look in by_beta.values()}
+        return [pair.expected(*told[id(pair.look)]) for pair in pairs]
+
+    def strongest(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack([part.abs() / length for part, length in zip(parts, lengths, strict=True)]).amax(0)
+
+    strength = first.best(strongest([pair.bound for pair in pairs]), ranked, lambda tokens: strongest(expected(tokens)))
     distance = first.best(
         torch.stack([look.maxima["distance"] for look in main]).amax(0),
         ranked,
-        lambda tokens: torch.stack([look.direction("forward", tokens).abs() for look in main]).amax(0),
+        lambda tokens: torch.stack([look.direction("forward", *look.logprobs(tokens)).abs() for look in main]).amax(0),
     )
     kept = torch.cat([children, strength, distance, mine[:, :ranked]], dim=1)
     at = kept.clamp_min(0)
+    moved = expected(at)
 
-    def every(value: Callable[[_Direction], Tensor]) -> Tensor:
-        return torch.stack([value(pair) for pair in pairs]).unflatten(0, (len(looks), len(forms)))
+    def grid(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack([*values]).unflatten(0, (len(looks), len(forms)))
 
     numbers = {
         "student_lse_N": first.sums["student_lse"],
@@ -127,12 +130,12 @@ def fused_numbers(
         "kept_NK": kept,
         "student_logprobs_NK": first.logprobs(at)[0],
         "teacher_logprobs_CNK": torch.stack([look.logprobs(at)[1] for look in main]),
-        "direction_CONK": every(lambda pair: pair.itself(kept)),
-        "direction_norm2_CON": every(lambda pair: pair.norm2),
-        "pull_CON": every(lambda pair: pair.pull),
-        "expected_norm2_CON": every(lambda pair: pair.expected_norm2),
-        "lift_CONK": every(lambda pair: pair.expected(at) - pair.pull[:, None]),
-        "lift2_CON": every(lambda pair: pair.lift2),
+        "direction_CONK": grid([pair.itself(kept, d) for pair, d in zip(pairs, moved, strict=True)]),
+        "direction_norm2_CON": grid([pair.norm2 for pair in pairs]),
+        "pull_CON": grid([pair.pull for pair in pairs]),
+        "expected_norm2_CON": grid([pair.expected_norm2 for pair in pairs]),
+        "lift_CONK": grid([d - pair.pull[:, None] for pair, d in zip(pairs, moved, strict=True)]),
+        "lift2_CON": grid([pair.lift2 for pair in pairs]),
         "ratio2_CN": torch.stack([(look.sums["ratio2"] - 1).clamp_min(0) for look in main]),
         "student_entropy_N": first.sums["student_entropy"],
         "divergence_CND": torch.stack([_divergences(look, mine[:, :TOP], top) for look, top in zip(main, theirs, strict=True)]),
@@ -222,9 +225,8 @@ class _Look:
         )
         return student, teacher
 
-    def direction(self, slot: str, tokens_NK: Tensor) -> Tensor:
-        """A slot's direction at a few tokens."""
-        s, t = self.logprobs(tokens_NK)
+    def direction(self, slot: str, s: Tensor, t: Tensor) -> Tensor:
+        """A slot's direction at a few tokens, from the log-probabilities of both there."""
         if slot == "forward":
             return t.exp() - s.exp()
         mixture = (self.beta * t.exp() + (1 - self.beta) * s.exp()).clamp_min(_TINY).log()
@@ -327,13 +329,13 @@ class _Direction:
     def norm2(self) -> Tensor:
         return self.sampled.norm2(self.look) if self.sampled else self.expected_norm2
 
-    def expected(self, tokens_NK: Tensor) -> Tensor:
-        """The expected direction at a few tokens."""
-        return self.form.scale * self.look.direction(self.form.slot, tokens_NK)
+    def expected(self, s: Tensor, t: Tensor) -> Tensor:
+        """The expected direction at a few tokens, from the log-probabilities of student and teacher there."""
+        return self.form.scale * self.look.direction(self.form.slot, s, t)
 
-    def itself(self, kept_NK: Tensor) -> Tensor:
-        """The direction at a few tokens."""
-        return self.sampled.direction(self.look, kept_NK) if self.sampled else self.expected(kept_NK.clamp_min(0))
+    def itself(self, kept_NK: Tensor, expected_NK: Tensor) -> Tensor:
+        """The direction at a few tokens, where this is expected of it."""
+        return self.sampled.direction(self.look, kept_NK) if self.sampled else expected_NK
 
     def rows(self, sketch: OuterSketch) -> Tensor:
         """The direction's rows, sketched: (N, L)."""

@@ -41,19 +41,24 @@ def native_numbers(**values: Tensor | float | int) -> None:
     run(ctypes.byref(request), torch.get_num_threads())
 
 
+def compiler() -> str | None:
+    """The C++ compiler that is to make it: the environment's CXX, else the first that is installed."""
+    return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+
+
 @cache
 def compiled() -> Callable[..., None] | None:
     """The kernel, None where there is no compiler that makes it."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None:
+    command = compiler()
+    if command is None:
         log.info("the pass over the vocabulary is not compiled: there is no C++ compiler")
         return None
     with tempfile.TemporaryDirectory() as place:
         library = Path(place) / "numbers.so"
         for faster in _FASTER:
-            command = [*shlex.split(compiler), *_FLAGS, *faster, "-o", str(library), str(SOURCE)]
+            made = [*shlex.split(command), *_FLAGS, *faster, "-o", str(library), str(SOURCE)]
             try:
-                subprocess.run(command, check=True, capture_output=True, text=True)
+                subprocess.run(made, check=True, capture_output=True, text=True)
                 return ctypes.CDLL(str(library)).numbers
             except (OSError, subprocess.CalledProcessError) as error:
                 why = getattr(error, "stderr", None) or error
