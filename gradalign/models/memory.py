@@ -96,7 +96,7 @@ class Room:
         try:
             yield room[:numbers]
         finally:
-            if room.nbytes <= self._most:
+            if room.nbytes + sum(kept.nbytes for kept in self._free) <= self._most:
                 self._free.append(room)
 
 

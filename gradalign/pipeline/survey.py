@@ -6,6 +6,7 @@ layer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -128,8 +129,10 @@ def survey_states(
     stepping = Stepping(sketch, flat, hidden[0], torch.from_numpy(factor_WN * visits_N / len(request.sequences)))
     joined = Joined(len(nodes))
     together = _even(len(nodes), max(1, _HEAD_CELLS // models[0].vocabulary_size))
-    with _ROOM.lent(len(models) * together * models[0].vocabulary_size if hidden[0].device.type == "cpu" else 0) as room:
-        source = _Source(models, hidden, children, objectives, ranked, stepping, together, room)
+    with ExitStack() as lent:
+        cells = together * models[0].vocabulary_size if hidden[0].device.type == "cpu" else 0
+        rooms = [lent.enter_context(_ROOM.lent(cells)) for _ in models]
+        source = _Source(models, hidden, children, objectives, ranked, stepping, together, rooms)
         size, numbers = source.way()
         joined.add(Batches(size, "the pass over the vocabulary").over(len(nodes), numbers))
     step_WCOL, shift_WCOF = stepping.folded(*(torch.from_numpy(joined.sums[name]) for name in ("step", "shift")))
@@ -205,7 +208,7 @@ def _children(tree: PrefixTree, nodes: np.ndarray, advantage_R: np.ndarray) -> T
 class _Source:
     """What numbers are made of: models with their hidden states at all nodes, what rollouts took there, and what is asked for.
 
-    On the CPU so many nodes go through the output layers `together`, whose scores lie in `room`.
+    On the CPU so many nodes go through the output layers `together`, whose scores lie in `rooms`, one for each model.
     """
 
     models: Sequence[LanguageModel]
@@ -215,7 +218,7 @@ class _Source:
     ranked: int
     stepping: Stepping
     together: int
-    room: Tensor
+    rooms: Sequence[Tensor]
 
     def way(self) -> tuple[int, Callable[[int, int], Coming]]:
         """How many nodes go through the output layers together, and how their numbers are made.
@@ -297,7 +300,7 @@ class _Source:
         if not isinstance(model, CausalLanguageModel):
             return model.logprobs(states_NH).__getitem__, 1.0
         kept = self.hidden[0].device.type == states_NH.device.type == "cpu"
-        into = self.room.view(len(self.models), self.together, -1)[place, : len(states_NH)] if kept else None
+        into = self.rooms[place].view(self.together, -1)[: len(states_NH)] if kept else None
         if self._raw:
             scores, factor = model.scores(states_NH, into)
             return scores.__getitem__, factor
