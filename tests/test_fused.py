@@ -140,8 +140,9 @@ def test_what_kernels_do_not_know_is_left_to_the_plain_form(monkeypatch):
 @pytest.mark.skipif(native.compiled() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scores_may_lie_apart_and_be_short_and_threads_change_nothing(dtype):
-    """A vocabulary that is no whole number of lanes, within rows that are longer."""
+    """A vocabulary that is no whole number of lanes, within rows that are longer; one teacher's lies token by token."""
     raw = [torch.cat([score, torch.full((3, 77), 900.0)], 1).to(dtype)[:, : VOCABULARY - 3] for score in scores("cpu")]
+    raw[1] = raw[1].T.contiguous().T
     taken = Taken(np.array([[5], [7], [3]]), np.ones((3, 1)), np.zeros((3, 1)))
     objectives, sketch = [parse_objective("reverse_kl"), parse_objective("jsd:0.5")], OuterSketch(VOCABULARY - 3, 100)
     logprobs = [torch.log_softmax(score.float() * factor, -1) for score, factor in zip(raw, FACTORS, strict=True)]

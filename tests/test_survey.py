@@ -12,8 +12,9 @@ from gradalign.objectives import NodeSignals, parse_objective
 from gradalign.pipeline import native
 from gradalign.pipeline import survey as module
 from gradalign.pipeline.survey import SurveyRequest, survey_nodes
-from gradalign.pipeline.vocabulary import DIVERGENCES, chunk_numbers
+from gradalign.pipeline.vocabulary import DIVERGENCES, Stepping, Taken, chunk_numbers
 from gradalign.questions import load_questions
+from gradalign.sketch import OuterSketch
 from gradalign.tree import build_tree
 from gradalign.types import CompletionRequest, GradalignError
 
@@ -166,6 +167,17 @@ def test_the_kernel_changes_nothing_but_how_long_it_takes(monkeypatch, telling):
             ours, plain = (array.compress(nodes, axes[0]) if axes else array for array in (vars(found)[name], value))
             close = {"rtol": 1e-3, "atol": 2e-5 * max(1, np.nan_to_num(np.abs(plain)).max())}
             np.testing.assert_allclose(ours, plain, **close, err_msg=name)
+
+
+def test_scores_of_a_teacher_elsewhere_are_brought_here_first(monkeypatch):
+    """The kernel reads memory of the CPU alone."""
+    monkeypatch.setattr(module, "can_fuse", lambda *_: True)
+    here, there = torch.empty(1, 64), torch.empty(1, 64, device="meta")
+    taken = Taken(np.zeros((1, 1), int), np.ones((1, 1)), np.zeros((1, 1)))
+    stepping = Stepping(OuterSketch(WIDE, 64), OuterSketch(WIDE, 1), here, torch.ones(1, 1))
+    for states, raw in ((here, True), (there, False)):
+        source = module._Source([wide_model(0), wide_model(1)], [here, states], taken, OBJECTIVES, 4, stepping, 1, [])
+        assert source._raw == raw
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -1,4 +1,4 @@
-"""The numbers of `vocabulary.chunk_numbers` by kernels that read the logits three times and write nothing as wide as they are: Triton's on
+"""The numbers of `vocabulary.chunk_numbers` by kernels that read the logits a few times and write nothing as wide as they are: Triton's on
 a GPU, C++ on a CPU.
 
 The plain form is the definition, and tests hold these kernels to it. They know the objectives whose directions are told by the two
@@ -178,7 +178,9 @@ class _Look:
         rows = torch.empty(nodes, len(kept), length, device=device)
         place = {name: kept.index(name) if name in kept else -1 for name in (*_SLOTS, "student")}
         if _natively(device):
-            student, teacher = student.float(), teacher.float()
+            student, teacher = (
+                scores.float() if scores.stride(1) == 1 else scores.float().contiguous() for scores in (student, teacher)
+            )
             native_numbers(
                 student=student, teacher=teacher, student_stride=student.stride(0), teacher_stride=teacher.stride(0),
                 student_factor=student_factor, teacher_factor=teacher_factor, beta=beta, largest=LARGEST,

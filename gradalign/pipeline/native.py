@@ -1,4 +1,4 @@
-"""The kernel in `numbers.cpp`, compiled for this machine's CPU when it is first wanted; a second, once in a process."""
+"""The kernel in `numbers.cpp`, compiled for this machine's CPU when it is first wanted: about a second, once in a process."""
 
 import ctypes
 import logging
@@ -34,9 +34,11 @@ class _Request(ctypes.Structure):
 
 
 def native_numbers(**values: Tensor | float | int) -> None:
-    """Run the kernel, on as many threads as torch uses, over contiguous float32 (shifts int32) tensors and numbers by the names it has."""
+    """Run the kernel, on as many threads as torch uses, over float32 (shifts int32) tensors on the CPU, whose rows lie whole in memory, and
+    numbers, by the names it has."""
     run = compiled()
     assert run is not None
+    assert all(value.device.type == "cpu" and value.stride(-1) == 1 for value in values.values() if isinstance(value, Tensor))
     request = _Request(**{name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in values.items()})
     run(ctypes.byref(request), torch.get_num_threads())
 

@@ -230,10 +230,7 @@ class _Source:
             size = _NATIVE_NODES if self._native else max(1, _CELLS // vocabulary)
             return self.together, lambda start, stop: self.by_parts(start, stop, size)
         room = int(_SHARE * torch.cuda.mem_get_info(device)[0]) // 4
-        alike = (
-            all(isinstance(model, CausalLanguageModel) for model in self.models) and len({h.device for h in self.hidden}) == 1
-        )
-        if alike and can_fuse(self.objectives, self.stepping, device):
+        if self._alike and can_fuse(self.objectives, self.stepping, device):
             fit = room // (len(self.models) * vocabulary + 8 * teachers * self.stepping.sketch.length)
             return max(1, min(_FUSED_NODES, fit)), self.fused
         arrays = 6 + 2 * len(self.models) + (2 * len(self.objectives) + 3) * teachers
@@ -285,9 +282,15 @@ class _Source:
         return device.type == "cpu" and can_fuse(self.objectives, self.stepping, device)
 
     @cached_property
+    def _alike(self) -> bool:
+        """Are all of them whole models on one device?"""
+        whole = all(isinstance(model, CausalLanguageModel) for model in self.models)
+        return whole and len({states.device for states in self.hidden}) == 1
+
+    @cached_property
     def _raw(self) -> bool:
         """Are scores taken as output layers make them? Where nothing is left to the kernel but to find their softmax."""
-        return self._native and all(isinstance(model, CausalLanguageModel) for model in self.models)
+        return self._native and self._alike
 
     def _scores(self, place: int, nodes: slice) -> tuple[Callable[[slice], Tensor], float]:
         """What gives a model's scores at any part of these nodes, each part once, and the factor whose product with them has the
