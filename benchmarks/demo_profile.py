@@ -3,8 +3,12 @@
 The command of `make demo`, and one with a small real model (SmolLM2-135M, four questions), each in a process that has imported everything.
 Each model's forward pass and the layer that makes logits are timed, and apart from scoring how long models took to load, while a thread
 looks, every two milliseconds, at which function of gradalign is at work outside of them: while questions are scored, and after that,
-when they are ranked and the report is written. The draw of tokens, softmax and everything about text are no forward pass. Start-up is
-measured apart, in fresh processes: `import gradalign`, and `gradalign --help`.
+when they are ranked and the report is written. The draw of tokens, softmax and everything about text are no forward pass.
+
+The default run scores parts in several processes at once, each of which is watched. Its share of forward passes is that of the wall time
+in which one is under way in some process; that of the processes' own time, which says how much of the work they are, stands beside it,
+and so does the wall time of the same run in one process. Start-up is measured apart, in fresh processes: `import gradalign`, and
+`gradalign --help`.
 
 `SMALL=1` for the size that CI runs.
 """
@@ -18,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -31,7 +36,7 @@ from transformers import PreTrainedModel
 from trials import SMALL, report
 
 import gradalign.api
-import gradalign.pipeline.cast
+import gradalign.pipeline.engage
 import gradalign.report
 from gradalign.models import CausalLanguageModel
 
@@ -40,24 +45,24 @@ REPEATS, STARTS = (1, 1) if SMALL else (3, 5)
 SHARE = 0.85
 LIMITS = {"import gradalign": 0.3, "gradalign --help": 0.5}
 LOOK = 0.002
+FORWARD = "forward pass"
+WAITING = "pipeline/on_processes:ProcessExecutor.run"
 SHOWN = 18
 ROOT = str(Path(gradalign.api.__file__).parent)
 
 
 class Watch:
-    """Seconds in forward passes, and seconds by function of gradalign outside of them, from looks at the main thread.
+    """When forward passes were under way, and seconds by function of gradalign outside of them, from looks at the main thread.
 
-    `scoring` is how long scoring took; `elsewhere` tells looks during it (True) from the others.
+    Of this process and of what it forks, by way of a file that all write to. `scoring` is when scoring began and ended, and `loading`
+    how long models took to load.
     """
 
-    def __init__(self) -> None:
-        self.forward = 0.0
+    def __init__(self, file: Path) -> None:
+        self.file = os.open(file, os.O_CREAT | os.O_APPEND | os.O_RDWR)
         self.inside = False
-        self.elsewhere: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
-        self.scoring, self.scores = 0.0, False
-        self.loading = 0.0
+        self.scoring, self.loading = (0.0, 0.0), 0.0
         self._ended = threading.Event()
-        self._watched = threading.get_ident()
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with its time counted as a forward pass; of one in another the outer counts."""
@@ -69,30 +74,68 @@ class Watch:
             try:
                 return function(*arguments, **named)
             finally:
-                self.forward += time.perf_counter() - began
+                self._note(FORWARD, began, time.perf_counter())
                 self.inside = False
 
         return passing
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Look at the main thread until the block ends; a look counts for the time since the one before."""
-        thread = threading.Thread(target=self._look, daemon=True)
-        thread.start()
+        """Look at the main thread, here and in forks, until the block ends; a look counts for the time since the one before."""
+        os.register_at_fork(after_in_child=self._begin)
+        thread = self._begin()
         try:
             yield
         finally:
             self._ended.set()
             thread.join()
 
-    def _look(self) -> None:
+    def _begin(self) -> threading.Thread:
+        thread = threading.Thread(target=self._look, args=(threading.get_ident(),), daemon=True)
+        thread.start()
+        return thread
+
+    def _look(self, watched: int) -> None:
         before = time.perf_counter()
         while not self._ended.wait(LOOK):
-            frame = sys._current_frames()[self._watched]
+            frame = sys._current_frames()[watched]
             now = time.perf_counter()
             if not self.inside:
-                self.elsewhere[self.scores][_place(frame)] += now - before  # pyright: ignore[reportArgumentType]
+                self._note(_place(frame), before, now)
             before = now
+
+    def _note(self, what: str, began: float, ended: float) -> None:
+        os.write(self.file, f"{os.getpid()} {began!r} {ended!r} {what}\n".encode())
+
+    def seen(self) -> dict[str, Any]:
+        """Seconds of scoring in which some process was in a forward pass, those of all processes, and where the rest went."""
+        began, ended = self.scoring
+        spans: list[tuple[float, float]] = []
+        elsewhere: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        os.lseek(self.file, 0, os.SEEK_SET)
+        with os.fdopen(self.file, encoding="utf-8") as lines:
+            for line in lines:
+                _, start, stop, what = line.rstrip("\n").split(" ", 3)
+                span = float(start), float(stop)
+                if what == FORWARD:
+                    spans.append(span)
+                elif what != WAITING:
+                    elsewhere[began <= span[0] <= ended][what] += span[1] - span[0]
+        return {
+            "forward": _covered(spans),
+            "forward_of_all": sum(stop - start for start, stop in spans),
+            "scoring_outside": dict(elsewhere[True].most_common()),
+            "after": dict(elsewhere[False].most_common()),
+        }
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """Seconds that lie in at least one span."""
+    total, reached = 0.0, -np.inf
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total
 
 
 def _place(frame: Any) -> str:
@@ -114,42 +157,42 @@ def smollm2() -> tuple[str, ...]:
 
 def profile(*arguments: str) -> dict[str, Any]:
     """Run a command once; its output goes nowhere. Scoring is without the time that models took to load."""
-    watch = Watch()
-    score = gradalign.api.run_score
+    with tempfile.TemporaryDirectory() as place:
+        watch = Watch(Path(place) / "seen")
+        score = gradalign.api.run_score
 
-    def run_score(*arguments: Any, **named: Any) -> Any:
-        watch.scores, began = True, time.perf_counter()
-        try:
-            return score(*arguments, **named)
-        finally:
-            watch.scoring, watch.scores = time.perf_counter() - began, False
+        def run_score(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return score(*arguments, **named)
+            finally:
+                watch.scoring = began, time.perf_counter()
 
-    load = gradalign.pipeline.cast.load_model
+        load = gradalign.pipeline.engage.load_cast
 
-    def load_model(*arguments: Any, **named: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return load(*arguments, **named)
-        finally:
-            watch.loading += time.perf_counter() - began
+        def load_cast(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return load(*arguments, **named)
+            finally:
+                watch.loading += time.perf_counter() - began
 
-    gradalign.api.run_score = run_score
-    gradalign.pipeline.cast.load_model = load_model
-    PreTrainedModel.__call__ = watch.timed(PreTrainedModel.__call__)  # pyright: ignore
-    CausalLanguageModel.logits = watch.timed(CausalLanguageModel.logits)
-    with tempfile.TemporaryDirectory() as place, redirect_stdout(StringIO()), redirect_stderr(StringIO()), watch.looking():
-        began = time.perf_counter()
-        app([*arguments, "--out", str(Path(place) / "run")], standalone_mode=False)
-        seconds = time.perf_counter() - began
-    during, after = (dict(watch.elsewhere[scores].most_common()) for scores in (True, False))
-    times = {"seconds": seconds, "loading": watch.loading, "scoring": watch.scoring - watch.loading, "forward": watch.forward}
-    return times | {"scoring_outside": during, "after": after}
+        gradalign.api.run_score = run_score
+        gradalign.pipeline.engage.load_cast = load_cast
+        PreTrainedModel.__call__ = watch.timed(PreTrainedModel.__call__)  # pyright: ignore
+        CausalLanguageModel.logits = watch.timed(CausalLanguageModel.logits)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()), watch.looking():
+            began = time.perf_counter()
+            app([*arguments, "--out", str(Path(place) / "run")], standalone_mode=False)
+            seconds = time.perf_counter() - began
+        scoring = watch.scoring[1] - watch.scoring[0] - watch.loading
+        return {"seconds": seconds, "loading": watch.loading, "scoring": scoring} | watch.seen()
 
 
 def _apart(arguments: tuple[str, ...]) -> dict[str, Any]:
     """A profile in a process of its own, with everything imported and nothing remembered."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(profile, arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(profile, *arguments).result()
 
 
 def shares(runs: list[dict[str, Any]]) -> list[float]:

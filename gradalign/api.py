@@ -29,6 +29,7 @@ from gradalign.pipeline import (
     needs_teacher_rollouts,
     parse_budget,
     preview,
+    processes,
 )
 from gradalign.plugins import fingerprints as fingerprint_functions
 from gradalign.plugins import imported
@@ -148,9 +149,11 @@ def run_forecast(
     progress = progress or Silent()
     chosen = _chosen(config, questions)
     progress.stage("loading models")
-    cast = cast or load_cast(config, execution or Execution())
+    execution = execution or Execution()
+    cast = cast or load_cast(config, execution)
+    count = processes(cast, execution.workers) if execution.executor == "local" else 1
     window = cast.student.model.language_model.context_window
-    return forecast(chosen, cast, _with_length(config, window), effort or Effort(), progress)
+    return forecast(chosen, cast, _with_length(config, window), effort or Effort(), progress, count)
 
 
 def run_preview(

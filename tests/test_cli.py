@@ -515,7 +515,7 @@ def test_status_tells_how_far_a_run_is(gradalign, tmp_path):
     ("arguments", "said"),
     [
         (["--executor", "cloud"], "unknown executor 'cloud'; choose local or ray"),
-        (["--workers", "2"], "workers is for workers of a Ray cluster; give --executor ray"),
+        (["--worker-gpus", "2"], "worker_gpus is for workers of a Ray cluster; give --executor ray"),
         (["--place", "student"], "write NAME=DEVICE"),
         (["--place", "nobody=cpu"], "no model 'nobody' to place; choose from student"),
         (["--out", "nowhere://bucket/run"], "cannot be reached"),

@@ -1,5 +1,6 @@
 """Teacher specs and the prompts they make."""
 
+import multiprocessing
 import time
 from string import ascii_lowercase
 
@@ -212,6 +213,25 @@ def test_an_answer_that_breaks_off_is_a_fault(tmp_path, monkeypatch):
     try:
         with pytest.raises(TemplateFault, match="brought its process down"):
             apart.ask("{{ s }}", {"s": "half"})
+    finally:
+        apart.close()
+
+
+def test_a_fork_asks_a_process_of_its_own():
+    apart = Apart()
+    try:
+        apart.ask("{{ s }}", {"s": "warm"})
+        before = apart._child
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe()
+        fork = context.Process(target=lambda: there.send((apart.ask("{{ s }}", {"s": "forked"}), apart._child.pid)))
+        fork.start()
+        said, process = here.recv()
+        fork.join()
+        assert (said, fork.exitcode) == ("forked", 0)
+        assert process != before.pid
+        assert apart.ask("{{ s }}", {"s": "still here"}) == "still here"
+        assert apart._child is before
     finally:
         apart.close()
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from gradalign import load_run, score
 from gradalign.models import CausalLanguageModel
-from gradalign.pipeline import group
+from gradalign.pipeline import Cast, group
 
 HERE = Path(__file__).parent
 PAGE = (HERE.parent / "docs" / "failures.md").read_text(encoding="utf-8")
@@ -37,6 +37,11 @@ Setting = Callable[[Path, pytest.MonkeyPatch], None]
 
 def nothing(place: Path, patch: pytest.MonkeyPatch) -> None:
     """The folder as it is."""
+
+
+def large(place: Path, patch: pytest.MonkeyPatch) -> None:
+    """Models count as large."""
+    patch.setattr(Cast, "parameters", 30_000_000)
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,8 @@ FAILURES = [
         ["score", "--configs", "c.yaml"],
         written("c.yaml", "- name: a\n  objektive: reverse_kl\n"),
     ),
-    Failure("Workers without Ray", ["score", "--workers", "2"]),
+    Failure("Workers without Ray", ["score", "--worker-gpus", "2"]),
+    Failure("Several processes, large models", [*RUN, "--workers", "4"], large),
     Failure("An object store that cannot be reached", [*RUN[:-1], "nowhere://bucket/run"]),
     Failure("A folder that cannot be written", [*RUN[:-1], "file"], written("file", "x")),
     Failure("A folder that is not a run", [*RUN[:-1], "full"], written("full/notes.txt", "mine")),

@@ -121,8 +121,15 @@ Place = Annotated[
         help="NAME=DEVICE, as student=cuda:0, or NAME=shard (all GPUs, memory, disk) [default: student first, others on the other GPUs]."
     ),
 ]
-Executor = Annotated[str, typer.Option(help="Where questions are scored: local (this process) or ray (workers of a cluster).")]
-Workers = Annotated[int | None, typer.Option(help="Ray workers [default: as many as there is room for].", min=1)]
+Executor = Annotated[str, typer.Option(help="Where questions are scored: local (this machine) or ray (workers of a cluster).")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes of this machine, for small models on the CPU [default: one a core], or Ray workers [default: as many as there is "
+        "room for].",
+        min=1,
+    ),
+]
 WorkerCpus = Annotated[float, typer.Option(help="CPUs that each Ray worker takes.", min=0)]
 WorkerGpus = Annotated[
     float | None,

@@ -20,13 +20,17 @@ class TemplateFault(Exception):
 
 
 class Apart:
-    """A process that runs `sandbox`, started when it is first asked and again after one that had to be ended; any thread may ask."""
+    """A process that runs `sandbox`, started when it is first asked and again after one that had to be ended; any thread may ask.
+
+    A fork of who asked has one of its own.
+    """
 
     def __init__(self, seconds: float = SECONDS):
         self.seconds = seconds
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
         self._late = False
+        self._owner = os.getpid()
         atexit.register(self.close)
 
     def ask(self, source: str, variables: Mapping[str, Any] | None) -> Any:
@@ -53,9 +57,9 @@ class Apart:
             self._end()
 
     def _started(self) -> "subprocess.Popen[str]":
-        if self._child is None or self._child.poll() is not None:
+        if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
             self._end()
-            self._child = self._start()
+            self._owner, self._child = os.getpid(), self._start()
             if not self._exchanged(self._child, None, _START):
                 self._end()
                 raise TemplateFault(f"the process that was started for it with {sys.executable} does not answer")
@@ -99,8 +103,11 @@ class Apart:
         child, self._child = self._child, None
         if child is None:
             return
-        child.kill()
-        child.wait()
+        if self._owner == os.getpid():
+            child.kill()
+            child.wait()
+        else:
+            child.poll()
         for pipe in (child.stdin, child.stdout):
             try:
                 if pipe is not None:

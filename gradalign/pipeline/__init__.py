@@ -7,6 +7,7 @@ from gradalign.pipeline.engage import engaged
 from gradalign.pipeline.execute import data_fingerprint, execute
 from gradalign.pipeline.forecast import Forecast, forecast
 from gradalign.pipeline.local import LocalExecutor
+from gradalign.pipeline.on_processes import processes
 from gradalign.pipeline.preview import Preview, Sight, preview
 from gradalign.pipeline.progress import Progress, Silent
 from gradalign.pipeline.work import Done, Executor, Facts, Failed, Task
@@ -37,4 +38,5 @@ __all__ = [
     "needs_teacher_rollouts",
     "parse_budget",
     "preview",
+    "processes",
 ]

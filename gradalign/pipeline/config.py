@@ -174,8 +174,10 @@ class Execution:
 
     `batch_size` completions are under way at once (None: 256, and 2,048 with a student of under four million parameters).
 
-    `executor` is `local` (this process) or `ray`: `workers` workers (None: as many as there is room for), each with `worker_cpus` CPUs and
-    `worker_gpus` GPUs (None: one, if the cluster has any; fractions share one), over the cluster at `address` (None: this machine).
+    `executor` is `local` or `ray`. Local is this process, and where every model is small and on the CPU, `workers` forks of it (None: as
+    many as torch uses threads; 1: this process alone). Ray is `workers` workers (None: as many as there is room for), each with
+    `worker_cpus` CPUs and `worker_gpus` GPUs (None: one, if the cluster has any; fractions share one), over the cluster at `address` (None:
+    this machine).
     """
 
     device: str = "auto"
@@ -206,6 +208,6 @@ class Execution:
         read_placement(self.place)
         if self.executor not in ("local", "ray"):
             raise GradalignError(f"unknown executor {self.executor!r}; choose local or ray")
-        given = [name for name in ("workers", "worker_gpus", "address") if getattr(self, name) is not None]
+        given = [name for name in ("worker_gpus", "address") if getattr(self, name) is not None]
         if given and self.executor == "local":
             raise GradalignError(f"{given[0]} is for workers of a Ray cluster; give --executor ray, or leave it out")

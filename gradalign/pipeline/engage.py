@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from gradalign.pipeline.cast import Cast, load_cast
 from gradalign.pipeline.config import Execution, RunConfig
 from gradalign.pipeline.local import LocalExecutor
+from gradalign.pipeline.on_processes import ProcessExecutor, processes
 from gradalign.pipeline.work import Executor
 
 
 @contextmanager
 def engaged(config: RunConfig, execution: Execution, cast: Cast | None = None) -> Iterator[Executor]:
-    """This process or the workers of a cluster, with the models loaded; `cast` brings models of one's own."""
+    """This process, forks of it, or the workers of a cluster, with the models loaded; `cast` brings models of one's own."""
     executor = _executor(config, execution, cast)
     try:
         yield executor
@@ -24,4 +25,6 @@ def _executor(config: RunConfig, execution: Execution, cast: Cast | None) -> Exe
         from gradalign.pipeline.on_ray import RayExecutor
 
         return RayExecutor(config, execution, cast)
-    return LocalExecutor(cast or load_cast(config, execution))
+    cast = cast or load_cast(config, execution)
+    count = processes(cast, execution.workers)
+    return ProcessExecutor(cast, count) if count > 1 else LocalExecutor(cast)

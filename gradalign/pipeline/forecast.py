@@ -34,9 +34,12 @@ class Forecast:
     measured_seconds: float
 
 
-def forecast(questions: Sequence[Question], cast: Cast, config: RunConfig, effort: Effort, progress: Progress) -> Forecast:
-    """Score the first questions of the run's own order, keep nothing, and scale up."""
-    sample = [place for part in split(questions, config) for place in part][:_SAMPLE]
+def forecast(
+    questions: Sequence[Question], cast: Cast, config: RunConfig, effort: Effort, progress: Progress, processes: int = 1
+) -> Forecast:
+    """Score the first questions of the run's own order, keep nothing, and scale up to a run by so many processes."""
+    parts = split(questions, config)
+    sample = [place for part in parts for place in part][:_SAMPLE]
     progress.begin(0, 0)
     began = time.perf_counter()
     with fitting_threads(cast):
@@ -60,7 +63,7 @@ def forecast(questions: Sequence[Question], cast: Cast, config: RunConfig, effor
         teacher_rollouts=sampled("teacher"),
         targeted_rollouts=total("targeted_rollouts"),
         tokens=total("sampled_tokens"),
-        seconds=scale * seconds,
+        seconds=scale * seconds / min(processes, len(parts)),
         measured=len(sample),
         measured_seconds=seconds,
     )

@@ -22,18 +22,22 @@ class LocalExecutor:
         """Score tasks in order; what the user can mend ends it, anything else is told as a failure."""
         for task in tasks:
             meter = Meter(progress, task.units)
-            yield self._score(task, folder, config, meter)
+            yield attempted(task, folder, config, self.cast, meter)
             meter.complete()
-
-    def _score(self, task: Task, folder: RunFolder, config: RunConfig, meter: Meter) -> Done | Failed:
-        try:
-            return carry_out(task, folder, config, self.cast, meter)
-        except GradalignError:
-            raise
-        except QuestionFault as fault:
-            return Failed(task, fault.reason, fault.question, fault.__cause__)
-        except Exception as error:
-            return Failed(task, described(error), error=error)
 
     def close(self) -> None:
         """There are no workers."""
+
+
+def attempted(
+    task: Task, folder: RunFolder, config: RunConfig, cast: Cast, progress: Progress, worker: str = ""
+) -> Done | Failed:
+    """What came of a task; raises what the user can mend."""
+    try:
+        return carry_out(task, folder, config, cast, progress, worker)
+    except GradalignError:
+        raise
+    except QuestionFault as fault:
+        return Failed(task, fault.reason, fault.question, fault.__cause__)
+    except Exception as error:
+        return Failed(task, described(error), error=error)

@@ -18,7 +18,7 @@ from gradalign.pipeline.restore import stored_questions
 from gradalign.store import RunFolder
 from gradalign.types import Question
 
-_SMALL = 20_000_000
+SMALL = 20_000_000  # parameters; what a model has to have for threads to be of use
 SPENT = ("rollouts", "targeted_rollouts", "sampled_tokens")
 
 
@@ -134,4 +134,4 @@ def spent(questions: pa.Table) -> tuple[int, int]:
 
 def fitting_threads(cast: Cast) -> AbstractContextManager[None]:
     """One CPU thread while every model is small: their matrices gain nothing from more, and threads that wait for each other lose much."""
-    return cpu_threads(1 if cast.parameters < _SMALL else torch.get_num_threads())
+    return cpu_threads(1 if cast.parameters < SMALL else torch.get_num_threads())
