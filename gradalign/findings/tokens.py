@@ -116,8 +116,8 @@ def question_tokens(run: Run, questions: Collection[str]) -> Iterator[QuestionTo
     mine = pc.field("question").isin(list(questions))
 
     def by_question(table: str, columns: list[str], index: list[str], where: pc.Expression = mine) -> dict[str, pd.DataFrame]:
-        frame = held.frame(table, ["question", *columns], where)
-        return {str(q): rows.drop(columns="question").set_index(index).sort_index() for q, rows in frame.groupby("question")}
+        frame = held.frame(table, ["question", *columns], where).set_index(["question", *index]).sort_index()
+        return {str(q): rows.droplevel("question") for q, rows in frame.groupby(level="question")}
 
     known = held.frame("questions", None, mine).set_index("question", drop=False)
     missing = [question for question in questions if question not in known.index]

@@ -30,6 +30,7 @@ class ChatCodec:
         self.name = name
         self.stop_ids = stop_ids
         self.thinking = thinking
+        self._alone: dict[int, str] = {}  # texts of single tokens, which every rollout is cut into
 
     def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
         tokens = self._encoded(user, system)
@@ -45,7 +46,12 @@ class ChatCodec:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
-        return str(self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True))
+        if len(tokens) != 1:
+            return self._decoded(tokens)
+        token = int(tokens[0])
+        if token not in self._alone:
+            self._alone[token] = self._decoded(tokens)
+        return self._alone[token]
 
     def shown(self, tokens: Sequence[int] | np.ndarray) -> str:
         return str(self.tokenizer.decode([int(token) for token in tokens], clean_up_tokenization_spaces=False))
@@ -58,6 +64,9 @@ class ChatCodec:
         """Does it make a difference to the template whether the model is to think?"""
         other = ChatCodec(self.tokenizer, self.name, self.stop_ids, not self.thinking)
         return self.prompt("?") != other.prompt("?")
+
+    def _decoded(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return str(self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True))
 
     def _encoded(self, user: str, system: str | None, opens: bool = True, date: datetime = DATE) -> tuple[int, ...]:
         """Token ids of the chat; with `opens` also those that open the assistant's turn."""

@@ -10,7 +10,7 @@ significant digits, those of every node (divergences, entropies) three.
 import base64
 import gzip
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -133,18 +133,31 @@ def _content(
         ],
         "nodes": {"node": nodes.tolist(), "informative": [None if pd.isna(v) else bool(v) for v in at["informative"]],
                   **{name: _column(at[name], 3) for name in _NODE}},
-        "teachers": [{name: _column(rows[name], 3) for name in _TEACHER} for rows in _by(view.teachers, nodes, [(t,) for t in teachers])],
-        "pairs": [{name: _column(rows[name]) for name in _PAIR} for rows in _by(view.pairs, nodes, pairs)],
+        "teachers": _by(view.teachers, _TEACHER, nodes, [(t,) for t in teachers], 3),
+        "pairs": _by(view.pairs, _PAIR, nodes, pairs),
         "tried": _tried(view, nodes, teachers, pairs),
     }  # fmt: skip
 
 
-def _by(frame: pd.DataFrame, nodes: np.ndarray, keys: Iterable[tuple[str, ...]]) -> list[pd.DataFrame]:
-    """The rows of each key, in the order of the nodes, missing where there are none."""
-    among = list(frame.index.names[1:])
-    found = {key: rows.droplevel(among) for key, rows in frame.groupby(level=among)}
-    none = frame.iloc[:0].droplevel(among)
-    return [found.get(key, none).reindex(nodes) for key in map(tuple, keys)]  # pyright: ignore[reportOptionalMemberAccess]
+def _by(
+    frame: pd.DataFrame, columns: Sequence[str], rows: pd.Index | np.ndarray, keys: Sequence[tuple[str, ...]], digits: int = 5
+) -> list[dict[str, list[float | None]]]:
+    """Columns of each key, in the order of the rows, missing where there is nothing; the frame's index ends with the key's levels."""
+    if not keys:
+        return []
+    others = frame.index.names[: -len(keys[0])]
+    rows = pd.Index(rows)
+    row = rows.get_indexer(frame.index.droplevel([name for name in frame.index.names if name not in others]))
+    among = frame.index.droplevel(others)
+    key = (pd.MultiIndex.from_tuples(keys) if len(keys[0]) > 1 else pd.Index([only for (only,) in keys])).get_indexer(among)
+    there = (row >= 0) & (key >= 0)
+    found: list[dict[str, list[float | None]]] = [{} for _ in keys]
+    for name in columns:
+        whole = np.full((len(keys), len(rows)), np.nan)
+        whole[key[there], row[there]] = frame[name].to_numpy(dtype=np.float64)[there]
+        for one, values in zip(found, whole, strict=True):
+            one[name] = _column(values, digits)
+    return found
 
 
 def _tried(
@@ -153,14 +166,11 @@ def _tried(
     """By place of the node: the tokens tried there, likeliest first, with tau of every teacher and d of every pair."""
     rows = view.branches[view.branches.index.get_level_values("node").isin(nodes)].reset_index()
     rows = rows.sort_values(["node", "student_prob"], ascending=[True, False], ignore_index=True)
-    told = view.directions.set_index("token", append=True)
+    told = view.directions.set_index("token", append=True).reorder_levels(["node", "token", "teacher", "objective"])
     keys = pd.MultiIndex.from_frame(rows[["node", "token"]])
-
-    def across(name: str, levels: list[str], wanted: Sequence[Any]) -> list[list[float | None]]:
-        wide = told[name].groupby(level=["node", "token", *levels]).first().unstack(levels)
-        return [_column(wide[key].reindex(keys)) if key in wide.columns else [None] * len(rows) for key in wanted]
-
-    tau, d = across("teacher_prob", ["teacher"], teachers), across("direction", ["teacher", "objective"], pairs)
+    shared = told.droplevel("objective").dropna(subset="teacher_prob")
+    d = [column["direction"] for column in _by(told, ["direction"], keys, pairs)]
+    tau = [column["teacher_prob"] for column in _by(shared, ["teacher_prob"], keys, [(teacher,) for teacher in teachers])]
     plain = {"pi": "student_prob", "success": "success", "lower": "lower", "upper": "upper", "g": "ideal"}
     columns = {name: _column(rows[column]) for name, column in plain.items()}
     columns |= {name: rows[column].tolist() for name, column in (("token", "token"), ("text", "token_text"), ("n", "n"))}
@@ -176,9 +186,9 @@ def _tried(
     }
 
 
-def _column(values: pd.Series, digits: int = 5) -> list[float | None]:
+def _column(values: pd.Series | np.ndarray, digits: int = 5) -> list[float | None]:
     """Numbers to so many significant digits, missing ones as None."""
-    exact = values.to_numpy(dtype=np.float64)
+    exact = np.asarray(values, dtype=np.float64)
     size = np.abs(exact)
     scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.where(np.isfinite(size) & (size > 0), size, 1.0))))
     return [None if number != number else number for number in (np.round(exact * scale) / scale).tolist()]
