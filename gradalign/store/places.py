@@ -79,12 +79,13 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_parquet(file: Place, **options: Any) -> pa.Table:
-    """A Parquet file as an Arrow table; `options` are those of `pyarrow.parquet.read_table`."""
+def read_parquet(file: Place, *more: Place, **options: Any) -> pa.Table:
+    """The rows of Parquet files that lie in one place, file after file; `options` are those of `pyarrow.parquet.read_table`."""
+    store = {} if isinstance(file, Path) else {"filesystem": file.fs}
     try:
-        if isinstance(file, Path):
-            return pq.read_table(file, **options)
-        return pq.read_table(file.path, filesystem=file.fs, **options)
+        return pq.read_table([str(each) if isinstance(each, Path) else each.path for each in (file, *more)], **store, **options)
     except (pa.ArrowException, OSError, ValueError) as error:
+        for each in (file, *more) if more else ():  # which one is it?
+            read_parquet(each, **options)
         said = " ".join(str(error).split())[:200]
         raise GradalignError(f"{file} cannot be read ({said}); run the run's `gradalign score` command again") from error

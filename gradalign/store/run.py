@@ -36,12 +36,11 @@ class Run:
         """A table of the run over all finished parts, as Arrow; with `where` only the rows for which it holds."""
         if name not in TABLES:
             raise GradalignError(f"a run has no table {name!r}; choose from {', '.join(TABLES)}")
-        files = [part_path(self.path, name, part) for part in self.parts]
-        schema = arrow_schema(name)
-        if columns is not None:
-            schema = pa.schema([schema.field(column) for column in columns])
-        read = (read_parquet(file, columns=columns, schema=arrow_schema(name), filters=where) for file in files)
-        return pa.concat_tables([schema.empty_table(), *(table.select(schema.names) for table in read)])
+        names = arrow_schema(name).names if columns is None else columns
+        if not self.parts:
+            return arrow_schema(name).empty_table().select(names)
+        files = (part_path(self.path, name, part) for part in self.parts)
+        return read_parquet(*files, columns=columns, schema=arrow_schema(name), filters=where).select(names)
 
     def frame(self, name: str, columns: list[str] | None = None, where: pc.Expression | None = None) -> pd.DataFrame:
         """A table of the run as a pandas frame; `gradalign.store.TABLES` says what its columns mean."""
