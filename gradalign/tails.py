@@ -1,10 +1,12 @@
 """Distributions told in part: tokens that share what is told of one, the rest as one bucket. Torch in, torch out; knows no server."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-_ROUNDING = float(torch.finfo(torch.float32).eps)
+_LOG_ROUNDING = math.log(torch.finfo(torch.float32).eps)
 
 
 def spread_tail(
@@ -23,7 +25,8 @@ def spread_tail(
     over U. To leave the tail out and renormalise, as is often done with stored top-k logits, would make the told tokens more likely than
     the teacher does (on that bias: Anshumann et al., Sparse Logit Sampling, arXiv 2503.16870).
 
-    A tail is told only as a difference of 1 and a sum in single precision: it is at least its rounding, and rows that come to more than 1
+    A tail is told only as a difference of 1 and a sum in single precision. One that is below its rounding is taken for that, or for the
+    student's pi_U where that is smaller still: of all tails that it may be, the one nearest to the student's. Rows that come to more than 1
     are divided by their sum. Student log-probabilities are finite. Tails (N,) are missing (NaN) where every token is told.
     """
     some_N = told_NV.sum(-1).isnan()
@@ -32,11 +35,11 @@ def spread_tail(
         return told_NV, nothing_N
     untold_NV = told_NV.isnan()
     sum_N = told_NV.exp().masked_fill(untold_NV, 0.0).sum(-1, dtype=torch.float64)
-    tail_N = (1 - sum_N).clamp_min(_ROUNDING)
     rest_N = student_logprobs_NV.masked_fill(~untold_NV, -torch.inf).logsumexp(-1)
-    spread_NV = torch.where(untold_NV, student_logprobs_NV + (tail_N.log().to(rest_N) - rest_N)[:, None], told_NV)
-    total_N = torch.where(some_N, (sum_N + tail_N).log(), 0.0).to(spread_NV)
-    return spread_NV - total_N[:, None], torch.where(some_N, tail_N.to(nothing_N), nothing_N)
+    log_tail_N = (1 - sum_N).clamp_min(0.0).log().maximum(rest_N.double().clamp_max(_LOG_ROUNDING))
+    spread_NV = torch.where(untold_NV, student_logprobs_NV + (log_tail_N.to(rest_N) - rest_N)[:, None], told_NV)
+    total_N = torch.where(some_N, (sum_N + log_tail_N.exp()).log(), 0.0).to(spread_NV)
+    return spread_NV - total_N[:, None], torch.where(some_N, log_tail_N.exp().to(nothing_N), nothing_N)
 
 
 def spread_shares(

@@ -88,6 +88,18 @@ def test_a_sum_above_one_leaves_a_distribution_and_a_tail_of_rounding():
     assert torch.isfinite(spread).all()
 
 
+def test_a_tail_below_its_rounding_is_taken_for_the_students_where_that_is_smaller():
+    """Taken for its rounding, it would make tokens that neither model ever writes differ by orders of magnitude."""
+    student = torch.log_softmax(torch.tensor([[0.0, -1.0, -30.0, -31.0], [0.0, -1.0, -3.0, -4.0]], dtype=torch.float64), -1)
+    teacher = torch.log_softmax(torch.tensor([[-1.0, 0.0, -40.0, -40.0]] * 2, dtype=torch.float64), -1)
+    spread, tail = spread_tail(teacher.masked_fill(torch.tensor([False, False, True, True]), torch.nan), student)
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(tail, torch.stack([student[0, 2:].exp().sum(), torch.tensor(eps, dtype=torch.float64)]))
+    torch.testing.assert_close(spread[0, 2:], student[0, 2:], atol=1e-9, rtol=0)
+    assert (kl(spread, student) <= kl(teacher, student) + 1e-9).all()
+    assert (kl(student, spread) <= kl(student, teacher)).all()
+
+
 def test_shares_against_their_definition():
     torch.manual_seed(0)
     pi = torch.log_softmax(torch.randn(3, 6, dtype=torch.float64), -1)
