@@ -4,6 +4,7 @@ It is for small models on a CPU. A forward pass of theirs gains nothing from a s
 to one core; a process for each core has them all at work. Forks share the memory of what was loaded, and nothing is loaded again.
 """
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -174,6 +175,7 @@ def _serve(pipe: Connection, cast: Cast, name: str) -> None:
     torch.set_num_threads(1)  # also since OpenMP's threads do not outlive a fork: what wanted them would wait for ever
     for engine in _engines(cast):
         engine.threads = 1
+    gc.freeze()  # what was there before the fork is not looked through for garbage, nor copied for that
     logging.getLogger("gradalign").handlers.clear()
     logging.getLogger().handlers[:] = [_Forward(pipe)]
     while True:
