@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,11 @@ from test_resume import assert_same_rows
 
 import gradalign
 from gradalign.api import configure, run_forecast
-from gradalign.pipeline import Cast, Execution, load_cast, processes, work
+from gradalign.pipeline import Budget, Cast, Done, Execution, Failed, Silent, Task, load_cast, processes, work
 from gradalign.pipeline.faults import QuestionFault
+from gradalign.pipeline.group import Spending
+from gradalign.pipeline.on_processes import ProcessExecutor
+from gradalign.questions import load_questions
 from gradalign.store import Run, RunFolder
 from gradalign.types import GradalignError
 
@@ -28,6 +32,11 @@ scored = work.score_group
 def alone(tmp_path_factory):
     """The run of one process."""
     return gradalign.score(out=tmp_path_factory.mktemp("runs") / "alone", workers=1, **PARTS)
+
+
+@pytest.fixture(scope="module")
+def cast() -> Cast:
+    return load_cast(configure(limit=4), Execution(device="cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +91,41 @@ def test_a_part_whose_process_is_killed_is_scored_again(alone, tmp_path, monkeyp
     assert killed.exists()
     assert "part 1 failed (try 1): its process was lost (SIGKILL)" in caplog.text
     assert_same_rows(alone, run, tolerance=0)
+
+
+def test_a_question_that_kills_every_process_is_set_aside(alone, tmp_path, monkeypatch):
+    here, poison = os.getpid(), second_part(alone)[1]
+
+    def score_group(places, cast, config, spending, progress, stored, left_out=None):
+        if poison in {question.id for _, question in places} - {*(left_out or {})}:
+            assert os.getpid() != here
+            os.kill(os.getpid(), signal.SIGKILL)
+        return scored(places, cast, config, spending, progress, stored, left_out)
+
+    monkeypatch.setattr(work, "score_group", score_group)
+    run = gradalign.score(out=tmp_path / "r", workers=2, **PARTS)
+    aside = run.skipped[run.skipped.reason.str.startswith("set aside")]
+    assert aside[["question", "detail"]].to_numpy().tolist() == [[poison, "its process was lost (SIGKILL)"]]
+    assert {*run.scores.question} == {*alone.scores.question} - {poison}
+
+
+def test_processes_that_end_while_nothing_is_scored_are_replaced(cast, tmp_path):
+    config = configure(limit=4, rollouts=4)
+    questions = load_questions("builtin:arithmetic", 4)
+    tasks = [Task(part, [(part, question)], Spending(Budget(8), 4), 0) for part, question in enumerate(questions)]
+    folder, executor = RunFolder(tmp_path), ProcessExecutor(cast, 2)
+    try:
+        assert {type(one) for one in executor.run(folder, config, tasks, Silent())} == {Done}
+        for hand in executor.hands:
+            hand.process.kill()
+            hand.process.join()
+        found = [*executor.run(folder, config, tasks, Silent())]
+        again = [one.task for one in found if isinstance(one, Failed)]
+        assert len(found) == 4
+        assert len(again) <= 2  # what was handed to them before it was heard that they are no more
+        assert {type(one) for one in executor.run(folder, config, again or tasks, Silent())} == {Done}
+    finally:
+        executor.close()
 
 
 def test_a_question_that_breaks_in_a_process_is_set_aside(alone, tmp_path, monkeypatch, caplog):
@@ -173,23 +217,20 @@ def _gone(process: int) -> bool:
         return True
 
 
-@pytest.fixture(scope="module")
-def cast() -> Cast:
-    return load_cast(configure(limit=4), Execution(device="cpu"))
-
-
 def test_as_many_processes_as_torch_has_threads(cast, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     assert (processes(cast, None), processes(cast, 3), processes(cast, 1)) == (6, 3, 1)
 
 
-@pytest.mark.parametrize("why", ["large", "elsewhere", "no fork"])
+@pytest.mark.parametrize("why", ["large", "elsewhere", "no fork", "macOS"])
 def test_one_process_where_several_would_be_of_no_use(cast, monkeypatch, why):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     if why == "large":
         monkeypatch.setattr(Cast, "parameters", 20_000_000)
     elif why == "elsewhere":
         monkeypatch.setattr(cast.student.engine.model, "device", torch.device("meta"))
+    elif why == "macOS":
+        monkeypatch.setattr(sys, "platform", "darwin")
     else:
         monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     assert (processes(cast, None), processes(cast, 1)) == (1, 1)

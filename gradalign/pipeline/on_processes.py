@@ -9,12 +9,13 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -26,6 +27,7 @@ import torch
 from gradalign.engines import HFEngine
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
+from gradalign.pipeline.faults import described
 from gradalign.pipeline.local import LocalExecutor, attempted
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.work import SMALL, Done, Failed, Meter, Task
@@ -42,14 +44,19 @@ def processes(cast: Cast, asked: int | None) -> int:
     One for models that are not; raises where more are asked for.
     """
     here = len(_engines(cast)) == 1 + len(cast.others)
-    small = here and cast.parameters < SMALL
-    able = small and "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
+    able = here and cast.parameters < SMALL and _may_fork()
     if not able and (asked or 1) > 1:
         raise GradalignError(
             f"workers is {asked}, but only models of under {SMALL // 10**6} million parameters on the CPU of a system that forks are "
             "scored by several processes of one machine; leave it out, or give --executor ray"
         )
     return (asked or torch.get_num_threads()) if able else 1
+
+
+def _may_fork() -> bool:
+    """Can this process be forked and do so safely? macOS has it, but not for what its own libraries begin."""
+    able = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+    return able and not multiprocessing.current_process().daemon
 
 
 def _engines(cast: Cast) -> list[HFEngine]:
@@ -108,34 +115,40 @@ class ProcessExecutor:
         self.alone = LocalExecutor(cast)
         self.facts = self.alone.facts
         self.hands: list[_Hand] = []
+        self.forks = 0
 
     def run(self, folder: RunFolder, config: RunConfig, tasks: Sequence[Task], progress: Progress) -> Iterator[Done | Failed]:
         """Hand out tasks as processes become free; what the user can mend ends it, anything else is told as a failure."""
         count = min(self.count, len(tasks))
-        if count < 2 or not isinstance(folder.path, Path):
+        if (count < 2 and not self.forks) or not isinstance(folder.path, Path):  # what ended a fork must not end this process
             yield from self.alone.run(folder, config, tasks, progress)
             return
         waiting = deque(tasks)
         progress.stage(f"{count} processes")
         while waiting or any(hand.task for hand in self.hands):
             while len(self.hands) < min(count, len(waiting)):
-                self.hands.append(self._forked(len(self.hands)))
+                self.hands.append(self._forked())
             for hand in self.hands:
                 if waiting and hand.task is None:
                     hand.task = waiting.popleft()
                     hand.meter = Meter(progress, hand.task.units)
-                    hand.pipe.send((hand.task, folder.path, config))
+                    with suppress(OSError):  # if it is no more, that is heard next
+                        hand.pipe.send((hand.task, folder.path, config))
             ready = wait([hand.pipe for hand in self.hands])
             for hand in [hand for hand in self.hands if hand.pipe in ready]:
                 yield from self._heard(hand)
 
-    def _forked(self, number: int) -> _Hand:
+    def _forked(self) -> _Hand:
         here, there = multiprocessing.Pipe()
-        name = f"process {number}"
+        name = f"process {self.forks}"
         context = multiprocessing.get_context("fork")
         process = context.Process(target=_serve, args=(there, self.cast, name), name=f"gradalign {name}", daemon=True)
-        with _fit_to_fork():
-            process.start()
+        try:
+            with _fit_to_fork():
+                process.start()
+        except OSError as error:
+            raise GradalignError(f"no process can be forked ({described(error)}); give --workers 1") from error
+        self.forks += 1
         there.close()  # else its end would never be seen here
         return _Hand(process, here, name)
 
