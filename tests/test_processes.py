@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -200,6 +201,25 @@ def test_processes_end_with_the_one_that_they_were_forked_from(alone, tmp_path, 
     forked = int(next(told.iterdir()).name)
     assert forked != run.pid
     _until(lambda: _gone(forked))
+
+
+def test_ctrl_c_ends_every_process_and_loses_nothing(tmp_path):
+    command = "gradalign score --out r --workers 2 --no-report --limit 200 --rollouts 4 --budget 16 --device cpu"
+    program = (  # a shell in the background has the signal ignored
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from gradalign_cli.main import main; "
+        f"sys.argv = {command.split()}; main()"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    finished = tmp_path / "r" / "finished"
+    _until(lambda: finished.is_dir() and any(finished.iterdir()))
+    os.killpg(run.pid, signal.SIGINT)
+    assert "interrupted; nothing finished is lost" in run.communicate()[1]
+    assert run.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)
+    assert any(finished.iterdir())
 
 
 def _until(done: Callable[[], bool]) -> None:
