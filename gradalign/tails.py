@@ -25,8 +25,8 @@ def spread_tail(
     over U. To leave the tail out and renormalise, as is often done with stored top-k logits, would make the told tokens more likely than
     the teacher does (on that bias: Anshumann et al., Sparse Logit Sampling, arXiv 2503.16870).
 
-    A tail is told only as a difference of 1 and a sum in single precision. One that is below its rounding is taken for that, or for the
-    student's pi_U where that is smaller still: of all tails that it may be, the one nearest to the student's. Rows that come to more than 1
+    A tail is told only as a difference of 1 and a sum in single precision, and not taken for less than its rounding, or than the student's
+    pi_U where that is smaller: there a tail of rounding would make tokens that neither model writes differ. Rows that come to more than 1
     are divided by their sum. Student log-probabilities are finite. Tails (N,) are missing (NaN) where every token is told.
     """
     some_N = told_NV.sum(-1).isnan()

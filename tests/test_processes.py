@@ -24,8 +24,14 @@ from gradalign.questions import load_questions
 from gradalign.store import Run, RunFolder
 from gradalign.types import GradalignError
 
-SETTINGS = {"teachers": ["ctx:correct_demo", "ctx:wrong_demo"], "limit": 12, "rollouts": 4, "budget": 16, "device": "cpu"}
-PARTS = SETTINGS | {"part_size": 3}
+PARTS = {
+    "teachers": ["ctx:correct_demo", "ctx:wrong_demo"],
+    "limit": 12,
+    "rollouts": 4,
+    "budget": 16,
+    "part_size": 3,
+    "device": "cpu",
+}
 scored = work.score_group
 
 
@@ -74,9 +80,8 @@ def test_rows_are_those_of_one_process(alone, tmp_path, count):
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     gradalign.score(out=tmp_path / "r", workers=2, **PARTS | {"budget": 8})
     run = gradalign.score(out=tmp_path / "r", workers=1, **PARTS)
-    once = gradalign.score(out=tmp_path / "once", workers=1, **PARTS | {"budget": 8})
-    assert_same_rows(gradalign.score(out=tmp_path / "once", workers=3, **PARTS), run, tolerance=0)
-    assert len(once.questions) == 12
+    gradalign.score(out=tmp_path / "other", workers=1, **PARTS | {"budget": 8})
+    assert_same_rows(gradalign.score(out=tmp_path / "other", workers=3, **PARTS), run, tolerance=0)
 
 
 def test_a_part_whose_process_is_killed_is_scored_again(alone, tmp_path, monkeypatch, caplog):

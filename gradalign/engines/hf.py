@@ -20,7 +20,7 @@ _TINY = 4_000_000  # parameters, below which a step over a few hundred rows is m
 class HFEngine:
     """The Engine over a `CausalLanguageModel`; `batch_size` completions at most are under way at once (None: what suits its size).
 
-    Steps over many rows are computed with as many CPU threads as torch had when the engine was made, whatever it has later.
+    Steps over many rows are computed with as many CPU `threads` as torch had when the engine was made, whatever it has later.
     """
 
     kind = "hf"

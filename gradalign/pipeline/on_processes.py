@@ -1,6 +1,6 @@
 """The executor over the cores of this machine: forks of this process, each with the loaded models, score parts and write them themselves.
 
-It is for small models on a CPU. A forward pass of theirs gains nothing from a second thread, and what surrounds it is Python, which keeps
+It is for small models on a CPU. A forward pass of theirs gains little from a second thread, and what surrounds it is Python, which keeps
 to one core; a process for each core has them all at work. Forks share the memory of what was loaded, and nothing is loaded again.
 """
 
