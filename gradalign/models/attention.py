@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from gradalign.models.norms import quick_norms
+
 _KINDS = {"full_attention", "sliding_attention"}
 _PASSES = threading.Lock()
 
@@ -15,7 +17,7 @@ def forward(model: PreTrainedModel, implementation: str | None = None, whole: bo
     Which one it is stands in the model's configuration, where all threads read it: their passes go one after the other.
     """
     config = model.config.get_text_config()
-    with _PASSES:
+    with _PASSES, quick_norms(model):
         before = config._attn_implementation
         config._attn_implementation = implementation or before
         try:

@@ -14,13 +14,18 @@ _NODE_AXIS = {
     "teacher_logprobs_CNK": 1, "direction_CONK": 2, "direction_norm2_CON": 2, "lift_CONK": 2, "lift2_CON": 2, "pull_CON": 2,
     "expected_norm2_CON": 2, "ratio2_CN": 1, "divergence_CND": 1, "tail_CN": 1,
 }  # fmt: skip
+_NOTHING = {"kept_NK": -1}  # where there is no child; 0 in all other arrays
 
 
 class Joined:
-    """Numbers of chunks in arrays for all nodes: kept apart, they would lie between the large arrays that come and go, and hold memory."""
+    """Numbers of chunks in arrays for all nodes: kept apart, they would lie between the large arrays that come and go, and hold memory.
 
-    def __init__(self, nodes: int):
-        self.nodes, self.done = nodes, 0
+    Arrays over kept tokens are `children` + `ranked` wide. A chunk whose nodes have fewer children has no columns for more: there the
+    token is -1, and what is told of it 0.
+    """
+
+    def __init__(self, nodes: int, children: int, ranked: int):
+        self.nodes, self.children, self.ranked, self.done = nodes, children, ranked, 0
         self.arrays: dict[str, np.ndarray] = {}
         self.sums = {"step": np.zeros(()), "shift": np.zeros(())}  # over chunks: each is as long as the numbers of many nodes
 
@@ -36,13 +41,22 @@ class Joined:
         for chunk in coming():
             for name in self.sums:
                 self.sums[name] = self.sums[name] + chunk.pop(name)
+            children = chunk["kept_NK"].shape[1] - self.ranked
+            there_NS = chunk["kept_NK"][:, :children] >= 0
             for name, part in chunk.items():
-                axis = _NODE_AXIS.get(name, 0)
+                axis, kept = _NODE_AXIS.get(name, 0), name.endswith("K")
                 if name not in self.arrays:
-                    self.arrays[name] = np.empty((*part.shape[:axis], self.nodes, *part.shape[axis + 1 :]), part.dtype)
-                part = np.moveaxis(part, axis, 0)
-                np.moveaxis(self.arrays[name], axis, 0)[self.done : self.done + len(part)] = part
-            self.done += len(chunk["kept_NK"])
+                    after = (*part.shape[axis + 1 : -1], self.children + self.ranked) if kept else part.shape[axis + 1 :]
+                    self.arrays[name] = np.zeros((*part.shape[:axis], self.nodes, *after), part.dtype)
+                into = self.arrays[name][(slice(None),) * axis + (slice(self.done, self.done + len(there_NS)),)]
+                if not kept:
+                    into[...] = part
+                    continue
+                into[..., self.children :] = part[..., children:]
+                into[..., :children] = np.where(there_NS, part[..., :children], _NOTHING.get(name, 0))
+                if name in _NOTHING:
+                    into[..., children : self.children] = _NOTHING[name]
+            self.done += len(there_NS)
 
 
 def fetched(values: dict[str, Tensor]) -> Coming:

@@ -127,7 +127,7 @@ def survey_states(
         entropy_N = _entropies(models[0], hidden[0])
         factor_WN[1:] = [weighting.factors(entropy_N, visits_N, wrong_N) for weighting in weightings]
     stepping = Stepping(sketch, flat, hidden[0], torch.from_numpy(factor_WN * visits_N / len(request.sequences)))
-    joined = Joined(len(nodes))
+    joined = Joined(len(nodes), children.tokens_NS.shape[1], RANKINGS * min(ranked, models[0].vocabulary_size))
     together = _even(len(nodes), max(1, _HEAD_CELLS // models[0].vocabulary_size))
     with ExitStack() as lent:
         cells = together * models[0].vocabulary_size if hidden[0].device.type == "cpu" else 0

@@ -35,7 +35,9 @@ class Taken:
     advantage_NS: Float[np.ndarray, "N S"]
 
     def part(self, nodes: slice) -> "Taken":
-        return Taken(self.tokens_NS[nodes], self.share_NS[nodes], self.advantage_NS[nodes])
+        """Of some nodes, no wider than these need: few nodes have as many children as the root."""
+        width = int((self.tokens_NS[nodes] >= 0).sum(1).max(initial=1))
+        return Taken(*(each[nodes, :width] for each in (self.tokens_NS, self.share_NS, self.advantage_NS)))
 
 
 @dataclass(frozen=True, eq=False)
