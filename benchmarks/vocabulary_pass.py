@@ -9,6 +9,7 @@ several times over; given are medians, and the least and largest.
 
 1. `survey`: a question's whole survey (forward passes, all teachers and objectives, candidates, steps) over the same models' plain
    forward passes with logits, on the same tokens. The rollouts share nothing but the prompt, so that no pass is saved. Bar: 1.15.
+   Plain passes are transformers', as a user would run them; the survey's own may be faster (on a GPU its norms are one kernel each).
    On the CPU the survey's time without its kernel (as where there is no C++ compiler), and what it takes to compile that, are told beside.
 2. `whole arrays`: from the same hidden states, one objective (generalised JSD, GKD eq. 1), the numbers of the survey against both (T x V)
    arrays of log-softmax and the loss on them, nothing but its value. Peak memory is the rise of the process's over what it

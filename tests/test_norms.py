@@ -50,7 +50,9 @@ def test_norms_are_found_and_are_what_they_were(device, config, dtype):
     model, ids = random_model(config, device, dtype), torch.arange(20, device=device)[None] + 3
     own = {name: module for name, module in model.base_model.named_modules() if name.endswith("norm") or "layernorm" in name}
     seen = {}
-    hooks = [module.register_forward_hook(lambda m, x, y, name=name: seen.update({name: (x[0], y)})) for name, module in own.items()]
+    hooks = [
+        module.register_forward_hook(lambda m, x, y, name=name: seen.update({name: (x[0], y)})) for name, module in own.items()
+    ]
     with torch.inference_mode():
         forward(model, input_ids=ids)
         assert own
