@@ -138,12 +138,18 @@ class OuterSketch:
 
     def _of_matrix(self, matrix_VH: Tensor) -> Tensor:
         """Every entry into its bucket: cheap where the matrix is small."""
+        bucket, sign = self._entries
+        signed = matrix_VH.reshape(-1) * sign.to(matrix_VH)
+        return torch.zeros(self.length).to(matrix_VH).index_add_(0, bucket.to(signed.device), signed)
+
+    @cached_property
+    def _entries(self) -> tuple[Tensor, Tensor]:
+        """Bucket and sign of every entry of the matrix, row by row."""
         shifts, row_sign, column, column_sign = self._hashes
         place = torch.arange(self.vocabulary)
         row = place + torch.tensor(shifts)[place // self.length]
         bucket = (row[:, None] + column[None, :]) % self.length
-        signed = matrix_VH * (row_sign[:, None] * column_sign[None, :]).to(matrix_VH)
-        return torch.zeros(self.length).to(matrix_VH).index_add_(0, bucket.reshape(-1).to(signed.device), signed.reshape(-1))
+        return bucket.reshape(-1), (row_sign[:, None] * column_sign[None, :]).reshape(-1)
 
 
 def sketch_error(norm2_one: float, norm2_other: float, inner: float, length: int) -> float:

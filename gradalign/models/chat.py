@@ -12,6 +12,7 @@ from gradalign.types import GradalignError
 
 DATE = datetime(2024, 7, 26)  # what Llama's own templates say where they are told no date
 _OTHER_DATE = datetime(2001, 2, 3)
+_RECENT = 1024  # chats whose tokens are kept: a question's prompts are asked for several times
 
 
 class ChatCodec:
@@ -31,6 +32,7 @@ class ChatCodec:
         self.stop_ids = stop_ids
         self.thinking = thinking
         self._alone: dict[int, str] = {}  # texts of single tokens, which every rollout is cut into
+        self._recent: dict[tuple[str, str | None, bool, datetime], tuple[int, ...]] = {}
 
     def prompt(self, user: str, system: str | None = None) -> tuple[int, ...]:
         tokens = self._encoded(user, system)
@@ -70,6 +72,14 @@ class ChatCodec:
 
     def _encoded(self, user: str, system: str | None, opens: bool = True, date: datetime = DATE) -> tuple[int, ...]:
         """Token ids of the chat; with `opens` also those that open the assistant's turn."""
+        chat = (user, system, opens, date)
+        if chat not in self._recent:
+            if len(self._recent) >= _RECENT:
+                self._recent.clear()
+            self._recent[chat] = self._templated(*chat)
+        return self._recent[chat]
+
+    def _templated(self, user: str, system: str | None, opens: bool, date: datetime) -> tuple[int, ...]:
         try:
             with templates_end():
                 encoded = self.tokenizer.apply_chat_template(
