@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import popen_fork
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from test_cli import TINY, spoiled
 from transformers import AutoModelForCausalLM
 
 from gradalign import load_run, score
-from gradalign.models import CausalLanguageModel
+from gradalign.models import CausalLanguageModel, norms
 from gradalign.pipeline import Cast, group
 
 HERE = Path(__file__).parent
@@ -42,6 +43,15 @@ def nothing(place: Path, patch: pytest.MonkeyPatch) -> None:
 def large(place: Path, patch: pytest.MonkeyPatch) -> None:
     """Models count as large."""
     patch.setattr(Cast, "parameters", 30_000_000)
+
+
+def no_forks(place: Path, patch: pytest.MonkeyPatch) -> None:
+    """The system has no process more to give."""
+
+    def refused(*_) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    patch.setattr(popen_fork.Popen, "_launch", refused)
 
 
 @dataclass(frozen=True)
@@ -228,6 +238,7 @@ FAILURES = [
     ),
     Failure("Workers without Ray", ["score", "--worker-gpus", "2"]),
     Failure("Several processes, large models", [*RUN, "--workers", "4"], large),
+    Failure("No process to be had", [*RUN, "--limit", "12", "--workers", "2"], no_forks),
     Failure("An object store that cannot be reached", [*RUN[:-1], "nowhere://bucket/run"]),
     Failure("A folder that cannot be written", [*RUN[:-1], "file"], written("file", "x")),
     Failure("A folder that is not a run", [*RUN[:-1], "full"], written("full/notes.txt", "mine")),
@@ -260,7 +271,12 @@ SAID = [  # nothing is refused: the case is counted or said, and the run goes on
     ),
     (130, Failure("An interrupt", RUN, interrupted)),
 ]
-SAID_BELOW = ("Out of memory", "A run that was killed", "A question that breaks")  # each with a test of its own
+SAID_BELOW = (  # each with a test of its own
+    "Out of memory",
+    "Kernels that cannot be made",
+    "A run that was killed",
+    "A question that breaks",
+)
 ELSEWHERE = [  # what else is promised of the same cases, tested where it belongs
     ("test_resume.py", "test_killed_ten_times_a_run_ends_with_the_same_rows"),
     ("test_store.py", "test_a_full_disk_says_so_and_loses_nothing"),
@@ -346,6 +362,18 @@ def test_out_of_memory_halves_the_batch_and_says_so(gradalign, tmp_path, monkeyp
     assert said(" ".join(err.split()) + log, ENTRIES["Out of memory"])
     one, other = load_run(finished_run), load_run(tmp_path / "small-batches")
     assert one.rollouts.tokens.map(tuple).equals(other.rollouts.tokens.map(tuple))
+
+
+def test_without_kernels_a_run_goes_on(gradalign, finished_run, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(norms, "norm_kernel", {})
+    monkeypatch.setattr(norms, "_has_kernels", norms.kernels_run)
+    norms.kernels_run.cache_clear()
+    try:
+        assert gradalign(*RUN[:-1], "slow")[0] == 0
+    finally:
+        norms.kernels_run.cache_clear()
+    assert said(" ".join(caplog.messages), ENTRIES["Kernels that cannot be made"])
+    assert load_run(finished_run).alignment.equals(load_run(tmp_path / "slow").alignment)
 
 
 def test_a_killed_run_says_so_and_goes_on(gradalign, tmp_path):

@@ -30,7 +30,7 @@ def device(monkeypatch) -> str:
     kernel = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernel)
     monkeypatch.setattr(norms, "norm_kernel", kernel.norm_kernel)
-    monkeypatch.setattr(norms, "_by_kernels", lambda _: True)
+    monkeypatch.setattr(norms, "_has_kernels", lambda _: True)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -109,3 +109,26 @@ def test_the_kernel_takes_any_number_of_rows_and_columns(device, width):
     expected = torch.nn.functional.rms_norm(values, (width,), weight, 1e-5)
     found = norms.normed(values.transpose(0, 1), weight, 1e-5, norms.Form(False, 0.0))
     torch.testing.assert_close(found, expected.transpose(0, 1))
+
+
+def test_where_no_kernel_can_be_made_a_warning_is_told_and_the_models_own_norms_go_on(monkeypatch, caplog):
+    class Broken:
+        def __getitem__(self, grid):
+            raise RuntimeError("Failed to find C compiler.")
+
+    device = torch.device("cpu")
+    monkeypatch.setattr(norms, "norm_kernel", Broken())
+    monkeypatch.setattr(norms, "_has_kernels", norms.kernels_run)
+    norms.kernels_run.cache_clear()
+    try:
+        model, ids = random_model(Qwen3Config, "cpu", torch.float32), torch.arange(20)[None] + 3
+        with torch.no_grad():
+            plain = model.base_model(input_ids=ids).last_hidden_state
+            assert torch.equal(forward(model, input_ids=ids).last_hidden_state, plain)
+            forward(model, input_ids=ids)
+        assert not norms.kernels_run(device)
+        assert [record.getMessage() for record in caplog.records if "C compiler" in record.getMessage()] == [
+            "Triton makes no kernels for cpu (RuntimeError: Failed to find C compiler.); going on without, which takes longer"
+        ]
+    finally:
+        norms.kernels_run.cache_clear()

@@ -6,9 +6,10 @@ the weight; which form a model's norms have is asked by trying.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ try:
 except ImportError:  # no Triton: no GPU, or not one of its kind
     norm_kernel = None
 
+log = logging.getLogger(__name__)
 _AT_ONCE = 4096  # numbers in a program
 _WIDEST = 1 << 15  # of a row, which a program holds whole
 _ROWS = 8  # to try with
@@ -36,6 +38,19 @@ class Form(NamedTuple):
 FORMS = [Form(*form) for form in itertools.product((True, False), (0.0, 1.0))]
 _Found = list[tuple[torch.nn.Module, Form]]
 _FOUND: WeakKeyDictionary[torch.nn.Module, _Found] = WeakKeyDictionary()
+
+
+@cache
+def kernels_run(device: torch.device) -> bool:
+    """Can kernels be made for the device? Asked by trying: beside a GPU that it knows, Triton wants a C compiler."""
+    if norm_kernel is None:
+        return False
+    try:
+        return bool(normed(torch.ones(1, 2, device=device), torch.ones(2, device=device), 0.0, FORMS[0]).isfinite().all())
+    except Exception as error:  # whatever a compiler, a driver or their absence raises
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        log.warning("Triton makes no kernels for %s (%s); going on without, which takes longer", device, said)
+        return False
 
 
 @contextmanager
@@ -108,20 +123,20 @@ def _might_be(module: torch.nn.Module) -> bool:
     return (
         type(module).__name__.endswith("RMSNorm")
         and isinstance(weight, torch.nn.Parameter)
-        and _by_kernels(weight)
         and weight.ndim == 1
         and len(weight) <= _WIDEST
         and len([*module.parameters()]) == 1
         and "forward" not in module.__dict__
+        and _has_kernels(weight.device)
     )
 
 
-def _by_kernels(weight: Tensor) -> bool:
-    return weight.is_cuda
+def _has_kernels(device: torch.device) -> bool:
+    return device.type == "cuda" and kernels_run(device)
 
 
 @torch.no_grad()
-def form_of(norm: torch.nn.Module, forms: Sequence[Form] = FORMS) -> Form | None:
+def form_of(norm: torch.nn.Module) -> Form | None:
     """The form that gives what the norm gives, up to the last digit of some; none if no form does."""
     weight = _weight(norm)
     rng = torch.Generator().manual_seed(0)
@@ -132,7 +147,7 @@ def form_of(norm: torch.nn.Module, forms: Sequence[Form] = FORMS) -> Form | None
         return None
     if not isinstance(told, Tensor) or told.dtype != values.dtype or told.shape != values.shape:
         return None
-    found = {form: normed(values, weight, _epsilon(norm), form) for form in forms}
+    found = {form: normed(values, weight, _epsilon(norm), form) for form in FORMS}
     digit = torch.finfo(values.dtype).eps
     apart = {form: float((ours.double() - told.double()).norm()) for form, ours in found.items()}
     best = min(apart, key=lambda form: apart[form])

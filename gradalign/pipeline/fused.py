@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradalign.models.memory import sent
+from gradalign.models.norms import kernels_run
 from gradalign.objectives import Objective
 from gradalign.pipeline.dense import LARGEST
 from gradalign.pipeline.native import compiled, native_numbers
@@ -71,7 +72,9 @@ def can_fuse(objectives: Sequence[Objective], stepping: Stepping, device: torch.
     """Do the kernels know all of this, and are they to be had for the device?"""
     if not stepping.by_rows or stepping.sketch.length % TILE or any(_form(objective) is None for objective in objectives):
         return False
-    return compiled() is not None if _natively(device) else device.type == "cuda" and numbers_kernel is not None
+    if _natively(device):
+        return compiled() is not None
+    return device.type == "cuda" and numbers_kernel is not None and kernels_run(device)
 
 
 def _natively(device: torch.device) -> bool:
