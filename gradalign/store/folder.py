@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
 FORMAT = 8
+_FILES_AT_ONCE = 4
 Rows = Mapping[str, list[dict[str, Any]] | pa.Table]
 _OURS = {PARTIAL, ".lock", LOG, "lease.json"}
 _MARKER = re.compile(r"part-(\d{5,9})\.json", re.ASCII)
@@ -139,11 +141,15 @@ class RunFolder:
         self.require_held()
         with _disk_faults(self.path), _interrupts_deferred():
             before = _generation(self.path, part)
-            generation, sums = before + 1, {}
-            for table in TABLES:
+            generation = before + 1
+
+            def written(table: str) -> dict[str, Any]:
                 content = _parquet(table, rows[table])
                 self._place(_file(self.path, table, part, generation), content)
-                sums[table] = {"rows": len(rows[table]), "sha256": hashlib.sha256(content).hexdigest()}
+                return {"rows": len(rows[table]), "sha256": hashlib.sha256(content).hexdigest()}
+
+            with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # a disk and a store take longer to answer than to write
+                sums = dict(zip(TABLES, pool.map(written, TABLES), strict=True))
             marker = {"generation": generation, "note": dict(note or {}), "tables": sums}
             self._place(_marker_path(self.path, part), json.dumps(marker | {"sha256": _checksum(marker)}).encode())
             self._sweep(part, generation)
