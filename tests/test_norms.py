@@ -85,6 +85,18 @@ def test_gradients_flow_through_the_models_own_norms(device, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_hook_that_came_later_stays(device):
+    model, ids = random_model(Qwen3Config, device, torch.float32), torch.arange(20, device=device)[None] + 3
+    norm, called = model.base_model.norm, []
+    with torch.no_grad():
+        forward(model, input_ids=ids)
+        norm.forward = lambda values: called.append(1) or type(norm).forward(norm, values)
+        forward(model, input_ids=ids)
+    assert called
+    assert "forward" in norm.__dict__
+
+
+@pytest.mark.slow
 def test_other_norms_are_left_alone(device):
     class CentredRMSNorm(torch.nn.Module):
         def __init__(self):

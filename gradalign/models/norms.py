@@ -57,6 +57,9 @@ def kernels_run(device: torch.device) -> bool:
 def quick_norms(model: torch.nn.Module) -> Iterator[None]:
     """The model's norms by the kernel, for passes through which no gradient flows. Nothing is changed once the block ends."""
     found = [] if norm_kernel is None or torch.is_grad_enabled() else _norms_of(model)
+    found = [
+        (norm, form) for norm, form in found if "forward" not in norm.__dict__
+    ]  # hooks may have come since they were found
     for norm, form in found:
         norm.__dict__["forward"] = partial(_forward, norm, form)
     try:
@@ -73,10 +76,12 @@ def normed(
     values, width = values.contiguous(), values.shape[-1]
     out, padded = torch.empty_like(values), 1 << (width - 1).bit_length()
     rows, together = values.numel() // width, max(1, _AT_ONCE // padded)
-    norm_kernel[(-(-rows // together),)](  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
-        values, weight, out, rows, epsilon,
-        WIDTH=width, PADDED=padded, TOGETHER=together, ROUNDED=form.rounded, MORE=form.more, num_warps=8 if padded > _AT_ONCE else 4,
-    )  # fmt: skip
+    with torch.cuda.device_of(values):  # Triton launches on the device whose turn it is
+        norm_kernel[(-(-rows // together),)](  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+            values, weight, out, rows, epsilon,
+            WIDTH=width, PADDED=padded, TOGETHER=together, ROUNDED=form.rounded, MORE=form.more,
+            num_warps=8 if padded > _AT_ONCE else 4,
+        )  # fmt: skip
     return out
 
 
@@ -88,7 +93,8 @@ def _forward(norm: torch.nn.Module, form: Form, values: Tensor) -> Tensor:
 
 def _takes(norm: torch.nn.Module, values: Tensor) -> bool:
     weight = _weight(norm)
-    return values.device == weight.device and values.dtype == weight.dtype and values.numel() > 0
+    alike = values.device == weight.device and values.dtype == weight.dtype
+    return alike and _has_kernels(values.device) and values.numel() > 0
 
 
 def _weight(norm: torch.nn.Module) -> Tensor:

@@ -192,14 +192,15 @@ class _Look:
                 kept=len(kept), reverse=place["reverse"], forward=place["forward"], jsd=place["jsd"], alone=place["student"],
             )  # fmt: skip
         else:
-            numbers_kernel[(nodes,)](  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
-                student, teacher, student.stride(0), teacher.stride(0), student_factor, teacher_factor, beta,
-                shifts, sketch.signs(torch.empty(0, dtype=torch.bfloat16, device=device)), sums, moments, maxima, rows,
-                VOCABULARY=student.shape[1], RUNS=len(sketch.shifts), LENGTH=length, TILE=TILE, GROUP=GROUP, DEEP=DEEP,
-                WIDE=1 if wanted & {"jsd", "student"} else WIDE,  # with more to remember, registers would spill
-                KEPT=len(kept), LARGEST=LARGEST, REVERSE=place["reverse"], FORWARD=place["forward"], JSD=place["jsd"],
-                STUDENT=place["student"], EVEN=beta == 0.5, NVIDIA=student.is_cuda and torch.version.cuda is not None, num_warps=_WARPS,
-            )  # fmt: skip
+            with torch.cuda.device_of(student):  # Triton launches on the device whose turn it is
+                numbers_kernel[(nodes,)](  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+                    student, teacher, student.stride(0), teacher.stride(0), student_factor, teacher_factor, beta,
+                    shifts, sketch.signs(torch.empty(0, dtype=torch.bfloat16, device=device)), sums, moments, maxima, rows,
+                    VOCABULARY=student.shape[1], RUNS=len(sketch.shifts), LENGTH=length, TILE=TILE, GROUP=GROUP, DEEP=DEEP,
+                    WIDE=1 if wanted & {"jsd", "student"} else WIDE,  # with more to remember, registers would spill
+                    KEPT=len(kept), LARGEST=LARGEST, REVERSE=place["reverse"], FORWARD=place["forward"], JSD=place["jsd"],
+                    STUDENT=place["student"], EVEN=beta == 0.5, NVIDIA=student.is_cuda and torch.version.cuda is not None, num_warps=_WARPS,
+                )  # fmt: skip
         found = moments.unflatten(1, (len(_SLOTS), len(_MOMENTS)))
         return cls(
             (student, teacher), (student_factor, teacher_factor), beta, shifts, length,
@@ -258,9 +259,10 @@ def _top(values_NM: Tensor, count: int) -> Tensor:
         return values_NM.topk(count).indices
     places = torch.empty(len(values_NM), count, dtype=torch.int64, device=values_NM.device)
     width = values_NM.shape[1]
-    top_kernel[(len(values_NM),)](  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
-        values_NM, values_NM.stride(0), places, WIDTH=width, PADDED=1 << (width - 1).bit_length(), COUNT=count, num_warps=4
-    )
+    with torch.cuda.device_of(values_NM):
+        top_kernel[(len(values_NM),)](  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+            values_NM, values_NM.stride(0), places, WIDTH=width, PADDED=1 << (width - 1).bit_length(), COUNT=count, num_warps=4
+        )
     return places
 
 
