@@ -57,9 +57,7 @@ def kernels_run(device: torch.device) -> bool:
 def quick_norms(model: torch.nn.Module) -> Iterator[None]:
     """The model's norms by the kernel, for passes through which no gradient flows. Nothing is changed once the block ends."""
     found = [] if norm_kernel is None or torch.is_grad_enabled() else _norms_of(model)
-    found = [
-        (norm, form) for norm, form in found if "forward" not in norm.__dict__
-    ]  # hooks may have come since they were found
+    found = [each for each in found if "forward" not in each[0].__dict__]  # a hook may have come since
     for norm, form in found:
         norm.__dict__["forward"] = partial(_forward, norm, form)
     try:
