@@ -234,26 +234,19 @@ def _attend_parted(
     the queries of all. Each also gives the logarithm of its softmax's denominator, by which the two are weighed to be one softmax
     (Juravsky et al., arXiv 2402.05099, eq. 3).
     """
-    groups = query.shape[1] // key.shape[1]
     found, denominators = [], []
     for block in row.blocks(query.device):
-        taken = [_heads(block.own(each[0]), copies) for each, copies in ((query, 1), (key, groups), (value, groups))]
-        states, denominator = flash(*(each.transpose(0, 1) for each in taken), causal=True, scaling=scaling)
+        taken = (block.own(each[0]).transpose(0, 1) for each in (query, key, value))
+        states, denominator = flash(*taken, causal=True, scaling=scaling)
         found.append(block.tokens(states.transpose(1, 2)))
         denominators.append(block.tokens(denominator.transpose(1, 2)))
     own, own_denominator = torch.cat(found), torch.cat(denominators)
     ahead = row.ahead
     if ahead < row.count:
-        prompt = [_heads(each[0], groups)[None] for each in row.held[layer]]
-        states, denominator = flash(query[:, :, ahead:], *prompt, scaling=scaling)
+        states, denominator = flash(query[:, :, ahead:], *row.held[layer], scaling=scaling)
         share = (own_denominator[ahead:] - denominator[0].T).sigmoid_()[..., None].to(own.dtype)
         own[ahead:] = torch.lerp(states[0].transpose(0, 1), own[ahead:], share)
     return own[None]
-
-
-def _heads(each: Float[Tensor, "heads ... width"], copies: int) -> Float[Tensor, "more ... width"]:
-    """Every head as often as there are query heads to it."""
-    return each if copies == 1 else each.unsqueeze(1).expand(-1, copies, *each.shape[1:]).flatten(0, 1)
 
 
 def _attend_blocks(
