@@ -255,7 +255,7 @@ def main() -> int:
         type=int,
         help="tokens of a question's rollouts; 2,048 (whole arrays 4,096), on a GPU 32,768 (64 rollouts of 512)",
     )
-    parser.add_argument("--repeats", type=int, default=1 if SMALL else 3)
+    parser.add_argument("--repeats", type=int, default=1 if SMALL else 5)
     parser.add_argument("--peak", choices=("ours", "theirs"), help="print the rise of peak memory in MiB, and nothing else")
     parser.add_argument("--out", type=Path, help=f"where to keep the figures; {RESULT} for the CPU's")
     chosen = parser.parse_args()
