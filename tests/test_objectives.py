@@ -272,7 +272,7 @@ def test_a_function_that_is_no_objective_is_named(mine, logits, spec, says):
 
 def test_an_installed_package_offers_objectives(monkeypatch, logits):
     z, tau, _ = logits
-    entry = EntryPoint("theirs", "gradalign.objectives:_log_ratio", "gradalign.objectives")
+    entry = EntryPoint("theirs", "gradalign.objectives.losses:_log_ratio", "gradalign.objectives")
     monkeypatch.setattr("gradalign.plugins.entry_points", lambda group, name: [entry] if name == entry.name else [])
     signals = NodeSignals(torch.log_softmax(z, -1), tau)
     torch.testing.assert_close(parse_objective("theirs").direction(signals), parse_objective("reverse_kl").direction(signals))
