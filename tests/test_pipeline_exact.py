@@ -14,8 +14,8 @@ from gradalign.findings import rank
 from gradalign.models import LoadedModel
 from gradalign.objectives import After, NodeSignals, ideal_direction, parse_objective
 from gradalign.pipeline import Budget, Cast, Effort, Member, RunConfig
-from gradalign.pipeline.group import _cast_teachers
 from gradalign.pipeline.rows import QuestionResult
+from gradalign.pipeline.samples import cast_teachers
 from gradalign.testbed import TabularCodec, TabularModel
 from gradalign.types import REWARDS, Completion, GradalignError, Grade, Question, Rollout, TeacherSpec
 
@@ -56,7 +56,7 @@ def test_teachers_that_read_targeted_rollouts_have_room_for_the_longest(tabular,
     completion = Completion(0, 0, np.array([0, 1]), np.zeros(2), "stop")
     result = QuestionResult(questions(1)[0], 0, [Rollout(0, completion, "", Grade(1.0, "right", "yes"))])
     objectives = tuple(dict.fromkeys(("reverse_kl", objective)))
-    _cast_teachers([result], cast, replace(config_for(1), objectives=objectives, teacher_rollouts=taught))
+    cast_teachers([result], cast, replace(config_for(1), objectives=objectives, teacher_rollouts=taught))
     assert bool(result.prompts) == fits
 
 

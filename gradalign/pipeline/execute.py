@@ -13,8 +13,9 @@ from gradalign.contexts import parse_teacher
 from gradalign.findings import Standing, Tally
 from gradalign.pipeline.budget import Budget, Effort
 from gradalign.pipeline.config import RunConfig
-from gradalign.pipeline.group import SET_ASIDE, Spending, planned_units, sources
+from gradalign.pipeline.group import SET_ASIDE, Spending, planned_units
 from gradalign.pipeline.progress import Progress
+from gradalign.pipeline.samples import sources
 from gradalign.pipeline.stopping import Watch, looks, passes
 from gradalign.pipeline.tries import Tries
 from gradalign.pipeline.work import SPENT, Done, Executor, Task, spent

@@ -7,30 +7,26 @@ import numpy as np
 import pyarrow as pa
 
 from gradalign.configurations import parse_tokens
-from gradalign.contexts import needed_material, render_question
 from gradalign.models import token_pieces
 from gradalign.objectives import Objective, parse_objective
 from gradalign.pipeline.budget import Budget
 from gradalign.pipeline.cast import Cast
-from gradalign.pipeline.config import RunConfig, sums_logprobs
+from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.faults import blaming
 from gradalign.pipeline.outcomes import Teaching, outcomes_of
-from gradalign.pipeline.pass_rates import parse_filter
-from gradalign.pipeline.passing import leave_out
 from gradalign.pipeline.progress import Progress
-from gradalign.pipeline.prompts import student_prompt, teacher_prompts
+from gradalign.pipeline.prompts import student_prompt
 from gradalign.pipeline.restore import Stored
-from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summarise
 from gradalign.pipeline.rows import QuestionResult, Rows, Scored, question_rows
+from gradalign.pipeline.samples import cast_teachers, passing, sample_base, sample_teachers
 from gradalign.pipeline.scoring import Brought, Step, gather, gather_evidence, score_full, score_visited, steps_of, total_scores
 from gradalign.pipeline.survey import Survey, SurveyRequest, survey_nodes
 from gradalign.pipeline.targeted import Footing, Plan, Targeting, footing, plan, plan_branches, sample_targeted
 from gradalign.schedule import Reference
 from gradalign.store import TABLES
 from gradalign.tree import PrefixTree, build_tree
-from gradalign.types import REWARDS, GradalignError, Question, Rollout, Skip, TeacherSpec
+from gradalign.types import REWARDS, GradalignError, Question, Rollout, Skip
 
-_NO_TEACHER = "no teacher could be built"
 SET_ASIDE = "set aside after three tries"
 
 
@@ -56,12 +52,6 @@ def planned_units(config: RunConfig, pools: int, budget: Budget, questions: int,
     if budget.unit == "tokens":
         targeted = max(0, budget.amount // questions - sampled * config.longest // 2) * 4 // config.longest
     return sampled + config.rollouts * (1 + len(config.teachers)) + targeted
-
-
-def sources(teachers: Sequence[TeacherSpec]) -> list[str | None]:
-    """Models that demonstrations are wanted from; None is the student."""
-    wanted = {t.source for t in teachers if {"correct", "wrong", "summary"} & {*needed_material(t.context)}}
-    return sorted(wanted, key=lambda name: name or "")
 
 
 def score_group(
@@ -101,18 +91,18 @@ def score_questions(
     """Everything found for questions, before it is arranged in rows."""
     results = [QuestionResult(question, order) for order, question in places]
     prompts = _student_prompts(results, cast, config)
-    open_results = _passing(
+    open_results = passing(
         [result for result in results if result.question.id in prompts], prompts, cast, config, progress, stored
     )
-    _sample_base([r for r in open_results if r.question.id not in stored], prompts, cast, config, progress)
+    sample_base([r for r in open_results if r.question.id not in stored], prompts, cast, config, progress)
     for result in open_results:
         if result.question.id in stored:
             _restore(result, stored[result.question.id])
         result.pieces = [token_pieces(cast.student.model.codec, rollout.completion.tokens) for rollout in result.rollouts]
     fresh = [result for result in open_results if result.question.id not in stored]
-    _cast_teachers(fresh, cast, config)
+    cast_teachers(fresh, cast, config)
     if config.teacher_rollouts:
-        _sample_teachers(fresh, cast, config, progress)
+        sample_teachers(fresh, cast, config, progress)
     cast.rest()
     surveyed: list[tuple[QuestionResult, _Surveyed]] = []
     for result in open_results:
@@ -149,89 +139,6 @@ def _student_prompts(results: Sequence[QuestionResult], cast: Cast, config: RunC
         else:
             prompts[result.question.id] = found
     return prompts
-
-
-def _passing(
-    results: Sequence[QuestionResult],
-    prompts: Mapping[str, tuple[int, ...]],
-    cast: Cast,
-    config: RunConfig,
-    progress: Progress,
-    stored: Mapping[str, Stored],
-) -> list[QuestionResult]:
-    """The questions that the run's filter keeps, if it has one; those that are stored went through it before, as their rows say."""
-    if config.filter is None:
-        return list(results)
-    fresh = [result for result in results if result.question.id not in stored]
-    sampling = Sampling(config.seed, config.longest, progress)
-    leave_out(fresh, prompts, cast.student, parse_filter(config.filter), config.filter_rollouts, sampling)
-    return [result for result in results if not result.skips]
-
-
-def _sample_base(
-    results: Sequence[QuestionResult], prompts: dict[str, tuple[int, ...]], cast: Cast, config: RunConfig, progress: Progress
-) -> None:
-    sampling = Sampling(config.seed, config.longest, progress)
-    questions = [result.question for result in results]
-    progress.stage("base rollouts")
-    base = sample_rollouts(cast.student, questions, [prompts[q.id] for q in questions], "base", config.rollouts, sampling)
-    pools = sample_pools(questions, cast, config, progress)
-    for i, result in enumerate(results):
-        result.rollouts = base[i]
-        result.pools = {source: pool[i] for source, pool in pools.items()}
-
-
-def sample_pools(
-    questions: Sequence[Question], cast: Cast, config: RunConfig, progress: Progress
-) -> dict[str | None, list[Pool]]:
-    """The demonstrations of each question by the model they are from, with summaries where a context shows them."""
-    sampling = Sampling(config.seed, config.longest, progress)
-    pools: dict[str | None, list[Pool]] = {}
-    for source in sources(cast.teachers):
-        progress.stage("demonstrations")
-        member = cast.member(source)
-        theirs = [member.model.codec.prompt(render_question(question)) for question in questions]
-        purpose = "demonstration" if source is None else f"demonstration by {source}"
-        window = member.model.language_model.context_window
-        fitting = [i for i, prompt in enumerate(theirs) if len(prompt) + config.longest <= window]
-        asked = [questions[i] for i in fitting]
-        sampled = sample_rollouts(member, asked, [theirs[i] for i in fitting], purpose, config.demonstrations, sampling)
-        found = dict(zip(fitting, sampled, strict=True))
-        pools[source] = [Pool(found.get(i, [])) for i in range(len(questions))]
-        if any(t.source == source and "summary" in needed_material(t.context) for t in cast.teachers):
-            summarise(member, questions, pools[source], sampling)
-    return pools
-
-
-def _cast_teachers(results: Sequence[QuestionResult], cast: Cast, config: RunConfig) -> None:
-    """Teacher prompts of questions whose rollouts stand, and the tokens that were sampled for them.
-
-    Where teachers sample, or read targeted rollouts to their end, the longest that there may be has to fit behind their prompts.
-    """
-    whole = config.teacher_rollouts > 0 or any(map(sums_logprobs, config.objectives))
-    for result in results:
-        longest = max(len(rollout.completion.tokens) for rollout in result.rollouts)
-        room = config.longest if whole else longest
-        result.prompts, skips = teacher_prompts(cast, result.question, result.pools, room, config.context_tokens)
-        result.skips += skips
-        result.other_tokens += sum(len(rollout.completion.tokens) for rollout in result.rollouts)
-        result.other_tokens += sum(pool.tokens + pool.summary_tokens for pool in result.pools.values())
-        if not result.prompts:
-            result.skips.append(Skip(result.question.id, None, _NO_TEACHER))
-
-
-def _sample_teachers(results: Sequence[QuestionResult], cast: Cast, config: RunConfig, progress: Progress) -> None:
-    """Every teacher's own rollouts of the questions that it can teach, under its own prompt."""
-    progress.stage("teachers' rollouts")
-    sampling = Sampling(config.seed, config.longest, progress)
-    for teacher in cast.teachers:
-        able = [(result, p.tokens) for result in results for p in result.prompts if p.teacher.name == teacher.name]
-        questions, prompts = [result.question for result, _ in able], [tokens for _, tokens in able]
-        purpose = f"teacher {teacher.name}"
-        sampled = sample_rollouts(cast.member(teacher.model), questions, prompts, purpose, config.teacher_rollouts, sampling)
-        for (result, _), rollouts in zip(able, sampled, strict=True):
-            result.taught[teacher.name] = rollouts
-            result.other_tokens += sum(len(rollout.completion.tokens) for rollout in rollouts)
 
 
 def _restore(result: QuestionResult, stored: Stored) -> None:

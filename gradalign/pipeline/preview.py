@@ -7,10 +7,10 @@ from gradalign.contexts import render_question
 from gradalign.models import Codec
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
-from gradalign.pipeline.group import sample_pools
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.prompts import student_prompt, teacher_prompts
 from gradalign.pipeline.rollouts import Sampling, sample_rollouts
+from gradalign.pipeline.samples import sample_pools
 from gradalign.types import Message, Question, Skip
 
 
