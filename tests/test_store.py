@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from gradalign.store import TABLES, RunFolder, arrow_schema, load_run
-from gradalign.store.folder import checked_parts
+from gradalign.store.parts import checked_parts
 from gradalign.types import GradalignError
 
 SAMPLES = {pa.string(): "x", pa.int64(): 1, pa.float64(): 0.5, pa.bool_(): True, pa.list_(pa.string()): ["x"]}

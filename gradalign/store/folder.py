@@ -8,7 +8,6 @@ the old ones hold. Knows rows and files; nothing of models or of what the rows m
 import errno
 import hashlib
 import json
-import re
 import signal
 import threading
 import time
@@ -23,19 +22,29 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradalign.store.damage import Known, parsed, problem_of_description, problem_of_marker, problem_of_outcome
 from gradalign.store.lock import lock_of
 from gradalign.store.log import FOLDER as LOG
 from gradalign.store.log import read_session, sessions
+from gradalign.store.parts import (
+    FORMAT,
+    checked_parts,
+    checksum,
+    marker_path,
+    part_path,
+    read_description,
+    read_marker,
+    read_outcome,
+    reading,
+    standing_generation,
+    table_file,
+)
 from gradalign.store.places import PARTIAL, Place, is_file, place_of, read_parquet, write_whole
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
-FORMAT = 8
 _FILES_AT_ONCE = 4
 Rows = Mapping[str, list[dict[str, Any]] | pa.Table]
 _OURS = {PARTIAL, ".lock", LOG, "lease.json"}
-_MARKER = re.compile(r"part-(\d{5,9})\.json", re.ASCII)
 
 
 class RunFolder:
@@ -109,16 +118,16 @@ class RunFolder:
 
         Files that a killed run left beside such a part are removed.
         """
-        with _reading(self.path):
+        with reading(self.path):
             sound = [part for part, problem in checked_parts(self.path).items() if problem is None]
         for part in sound:
-            self._sweep(part, _generation(self.path, part))
+            self._sweep(part, standing_generation(self.path, part))
         return {part: read_marker(self.path, part)["note"] for part in sound}
 
     def require_seen(self, part: int, worker: str) -> None:
         """A part that a worker wrote stands here too, some seconds later at most."""
         for _ in range(20):
-            if is_file(_marker_path(self.path, part)):
+            if is_file(marker_path(self.path, part)):
                 return
             time.sleep(0.5)
         raise GradalignError(
@@ -140,18 +149,18 @@ class RunFolder:
         """
         self.require_held()
         with _disk_faults(self.path), _interrupts_deferred():
-            before = _generation(self.path, part)
+            before = standing_generation(self.path, part)
             generation = before + 1
 
             def written(table: str) -> dict[str, Any]:
                 content = _parquet(table, rows[table])
-                self._place(_file(self.path, table, part, generation), content)
+                self._place(table_file(self.path, table, part, generation), content)
                 return {"rows": len(rows[table]), "sha256": hashlib.sha256(content).hexdigest()}
 
             with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # a disk and a store take longer to answer than to write
                 sums = dict(zip(TABLES, pool.map(written, TABLES), strict=True))
             marker = {"generation": generation, "note": dict(note or {}), "tables": sums}
-            self._place(_marker_path(self.path, part), json.dumps(marker | {"sha256": _checksum(marker)}).encode())
+            self._place(marker_path(self.path, part), json.dumps(marker | {"sha256": checksum(marker)}).encode())
             self._sweep(part, generation)
 
     def outcome(self) -> dict[str, Any]:
@@ -166,7 +175,7 @@ class RunFolder:
     def _sweep(self, part: int, generation: int) -> None:
         """Remove files of a part that another generation left behind."""
         for table in TABLES:
-            kept = _file(self.path, table, part, generation)
+            kept = table_file(self.path, table, part, generation)
             for pattern in (f"part-{part:05d}.parquet", f"part-{part:05d}-*.parquet"):
                 for file in kept.parent.glob(pattern):
                     if file.name != kept.name:
@@ -182,27 +191,6 @@ class RunFolder:
         write_whole(self.path, target, content)
 
 
-def read_description(path: Place) -> dict[str, Any]:
-    """run.json of a run folder."""
-    file = path / "run.json"
-    with _reading(path):
-        there = is_file(file)
-    if not there:
-        raise GradalignError(f"{path} is not a run: it has no run.json; give the folder that `gradalign score` wrote")
-    try:
-        record = parsed(file)
-    except (OSError, ValueError) as error:
-        raise GradalignError(f"{file} is damaged ({error}); score again into another folder") from error
-    problem = problem_of_description(record)
-    if problem is not None:
-        raise GradalignError(f"{file} is damaged ({problem}); score again into another folder")
-    if record["format"] != FORMAT:
-        raise GradalignError(
-            f"run {path} has format {record['format']}, this version reads {FORMAT}; install the version that wrote it"
-        )
-    return record | {key: Known(file, record[key]) for key in ("identity", "provenance")}
-
-
 def require_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Place) -> None:
     """Refuse to go on with a run under another configuration."""
     for name in sorted({*old, *new}):
@@ -210,86 +198,6 @@ def require_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Place) ->
             raise GradalignError(
                 f"run {path} was begun with {name}={old.get(name)!r}, not {new.get(name)!r}; choose another --out or the old setting"
             )
-
-
-def checked_parts(path: Place) -> dict[int, str | None]:
-    """Every part with a marker, and what is wrong with it (None if nothing is)."""
-    markers = sorted((path / "finished").glob("part-*.json"))
-    return {int(found[1]): _problem(path, marker) for marker in markers if (found := _MARKER.fullmatch(marker.name))}
-
-
-def read_marker(path: Place, part: int) -> dict[str, Any]:
-    """The marker of a part: generation, note, and rows and checksum of each table."""
-    return parsed(_marker_path(path, part))
-
-
-def read_outcome(path: Place) -> dict[str, Any]:
-    """outcome.json of a run, empty where it has none, or a damaged one."""
-    try:
-        found = parsed(path / "outcome.json")
-    except (OSError, ValueError):
-        return {}
-    return Known(path / "outcome.json", found) if problem_of_outcome(found) is None else {}
-
-
-def part_path(path: Place, table: str, part: int) -> Place:
-    """Where a table of a finished part lies."""
-    return _file(path, table, part, read_marker(path, part)["generation"])
-
-
-def _file(path: Place, table: str, part: int, generation: int) -> Place:
-    return path / table / (f"part-{part:05d}.parquet" if generation == 1 else f"part-{part:05d}-{generation}.parquet")
-
-
-def _generation(path: Place, part: int) -> int:
-    """Generation of the part that stands, 0 if none does (or its marker cannot be read)."""
-    try:
-        return int(read_marker(path, part)["generation"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
-def _marker_path(path: Place, part: int) -> Place:
-    return path / "finished" / f"part-{part:05d}.json"
-
-
-def _problem(path: Place, marker: Place) -> str | None:
-    """What is wrong with a part. A writer may put another generation in its place meanwhile: then that one is looked at."""
-    while True:
-        before = _content(marker)
-        problem = _problem_now(path, marker)
-        if problem is None or _content(marker) == before:
-            return problem
-
-
-def _content(marker: Place) -> bytes:
-    try:
-        return marker.read_bytes()
-    except OSError:
-        return b""
-
-
-def _problem_now(path: Place, marker: Place) -> str | None:
-    try:
-        part = int(marker.stem.removeprefix("part-"))
-        found = parsed(marker)
-        if found.pop("sha256") != _checksum(found):
-            return f"finished/{marker.name} does not match its checksum"
-        problem = problem_of_marker(found, TABLES)
-        if problem is not None:
-            return f"finished/{marker.name}: {problem}"
-        for table in TABLES:
-            file = _file(path, table, part, found["generation"])
-            if hashlib.sha256(file.read_bytes()).hexdigest() != found["tables"][table]["sha256"]:
-                return f"{table}/{file.name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{marker.stem}: {error}"
-    return None
-
-
-def _checksum(marker: Mapping[str, Any]) -> str:
-    """What a marker is known to be whole by: a bit that turns in it may leave it a marker."""
-    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
 
 
 def _parquet(table: str, rows: list[dict[str, Any]] | pa.Table) -> bytes:
@@ -334,20 +242,6 @@ def _disk_faults(path: Place) -> Iterator[None]:
         raise GradalignError(
             f"{path} cannot be written to: {' '.join(str(error).split())[:200]}; check the address and the rights"
         ) from error
-
-
-@contextmanager
-def _reading(path: Place) -> Iterator[None]:
-    """An object store that cannot be reached, in a line; its package raises whatever it likes."""
-    try:
-        yield
-    except GradalignError:
-        raise
-    except Exception as error:
-        if isinstance(path, Path):
-            raise
-        said = " ".join(str(error).split())[:200]
-        raise GradalignError(f"{path} cannot be read: {said}; check the address, the rights and the connection") from error
 
 
 def _writer(path: Place) -> str:

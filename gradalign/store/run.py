@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradalign.sheets import Head, Sheet
-from gradalign.store.folder import checked_parts, part_path, read_description, read_outcome
+from gradalign.store.parts import checked_parts, part_path, read_description, read_outcome
 from gradalign.store.places import Place, place_of, read_parquet
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from gradalign.sheets import Head, Remark, Sheet
 from gradalign.store.damage import seconds, whole
-from gradalign.store.folder import read_description
 from gradalign.store.lock import lock_of
 from gradalign.store.log import read_session, sessions
+from gradalign.store.parts import read_description
 from gradalign.store.places import Place, place_of
 
 State = Literal["starting", "running", "done", "interrupted", "failed", "killed", "not begun", "unknown"]

@@ -21,7 +21,7 @@ from gradalign.pipeline import Effort, parse_budget
 from gradalign.pipeline.stopping import Watch
 from gradalign.report import write_report
 from gradalign.store import TABLES, Run, RunFolder, status
-from gradalign.store.folder import part_path
+from gradalign.store.parts import part_path
 from gradalign.types import GradalignError
 
 _ODD = (
