@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradalign.objectives import Objective, parse_objective
-from gradalign.pipeline import fused, native
+from gradalign.pipeline import fused, kernel_look, native
 from gradalign.pipeline.vocabulary import Stepping, Taken, chunk_numbers
 from gradalign.sketch import OuterSketch
 
@@ -33,12 +33,12 @@ def device(request, monkeypatch) -> str:
     if request.param == "cpu":
         return "cpu"
     pytest.importorskip("triton")
-    spec = importlib.util.spec_from_file_location("bare_kernels", Path(fused.__file__).with_name("kernels.py"))
+    spec = importlib.util.spec_from_file_location("bare_kernels", Path(kernel_look.__file__).with_name("kernels.py"))
     kernels = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernels)
     for name in ("numbers_kernel", "top_kernel", "DEEP", "WIDE"):
-        monkeypatch.setattr(fused, name, getattr(kernels, name), raising=False)
-    monkeypatch.setattr(fused, "_natively", lambda _: False)
+        monkeypatch.setattr(kernel_look, name, getattr(kernels, name), raising=False)
+    monkeypatch.setattr(kernel_look, "_natively", lambda _: False)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -119,9 +119,9 @@ def test_what_kernels_do_not_know_is_left_to_the_plain_form(monkeypatch):
     wide, narrow = (
         Stepping(OuterSketch(v, 64), OuterSketch(v, 1), torch.ones(1, 64), torch.ones(1, 1)) for v in (VOCABULARY, 90)
     )
-    monkeypatch.setattr(fused, "numbers_kernel", object())
-    monkeypatch.setattr(fused, "kernels_run", lambda _: True)
-    monkeypatch.setattr(fused, "compiled", object)
+    monkeypatch.setattr(kernel_look, "numbers_kernel", object())
+    monkeypatch.setattr(kernel_look, "kernels_run", lambda _: True)
+    monkeypatch.setattr(kernel_look, "compiled", object)
     plain = [parse_objective("reverse_kl")]
     for device in (torch.device("cuda"), torch.device("cpu")):
         assert fused.can_fuse(plain, wide, device)
@@ -133,8 +133,8 @@ def test_what_kernels_do_not_know_is_left_to_the_plain_form(monkeypatch):
         ):
             assert not fused.can_fuse([*plain, objective], wide, device)
     assert not fused.can_fuse(plain, wide, torch.device("mps"))
-    monkeypatch.setattr(fused, "numbers_kernel", None)
-    monkeypatch.setattr(fused, "compiled", lambda: None)
+    monkeypatch.setattr(kernel_look, "numbers_kernel", None)
+    monkeypatch.setattr(kernel_look, "compiled", lambda: None)
     assert not any(fused.can_fuse(plain, wide, torch.device(device)) for device in ("cpu", "cuda"))
 
 
