@@ -19,7 +19,7 @@ import numpy as np
 from trials import SMALL, Quality, World, draw_world, report, sampled_tokens, score_world, spread_over_cores
 
 from gradalign.pipeline import Budget
-from gradalign.pipeline.rows import QuestionResult
+from gradalign.pipeline.result import QuestionResult
 from gradalign.schedule import depth_window, top_nodes
 
 FAMILIES = ("easy", "hard", "decisive", "tied")

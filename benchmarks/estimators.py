@@ -13,7 +13,7 @@ from trials import SMALL, Quality, World, draw_world, report, sampled_tokens, sc
 from gradalign.findings import Standing
 from gradalign.inference import influence_interval
 from gradalign.pipeline import Budget
-from gradalign.pipeline.rows import QuestionResult
+from gradalign.pipeline.result import QuestionResult
 
 FAMILIES = ("easy", "hard", "decisive", "tied")
 REPETITIONS = 12 if SMALL else 1000

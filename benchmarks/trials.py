@@ -19,7 +19,7 @@ from gradalign.models import LoadedModel
 from gradalign.objectives import parse_objective
 from gradalign.pipeline import Budget, Cast, Member, RunConfig, Silent
 from gradalign.pipeline.group import Spending, score_questions
-from gradalign.pipeline.rows import QuestionResult
+from gradalign.pipeline.result import QuestionResult
 from gradalign.testbed import Automaton, AutomatonCodec, draw_family
 from gradalign.types import TeacherSpec
 

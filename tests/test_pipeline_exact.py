@@ -14,7 +14,7 @@ from gradalign.findings import rank
 from gradalign.models import LoadedModel
 from gradalign.objectives import After, NodeSignals, ideal_direction, parse_objective
 from gradalign.pipeline import Budget, Cast, Effort, Member, RunConfig
-from gradalign.pipeline.rows import QuestionResult
+from gradalign.pipeline.result import QuestionResult
 from gradalign.pipeline.samples import cast_teachers
 from gradalign.testbed import TabularCodec, TabularModel
 from gradalign.types import REWARDS, Completion, GradalignError, Grade, Question, Rollout, TeacherSpec

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from gradalign.pipeline.cast import Member
 from gradalign.pipeline.pass_rates import PassRates
+from gradalign.pipeline.result import QuestionResult
 from gradalign.pipeline.rollouts import Sampling, sample_rollouts
-from gradalign.pipeline.rows import QuestionResult
 from gradalign.types import Skip
 
 

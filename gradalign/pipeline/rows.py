@@ -1,7 +1,6 @@
 """Rows of the run folder for one question, in the terms of `store.TABLES`. Only arranges; computes nothing."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,58 +9,15 @@ import pyarrow as pa
 from gradalign.contexts import render_question
 from gradalign.objectives import parse_objective
 from gradalign.pipeline.config import RunConfig
-from gradalign.pipeline.outcomes import PairsSeen
 from gradalign.pipeline.prompts import TeacherPrompt
-from gradalign.pipeline.rollouts import Pool
-from gradalign.pipeline.scoring import Evidence, Step, SupportScores, TotalScores
-from gradalign.pipeline.survey import Survey
-from gradalign.pipeline.targeted import Plan, TargetedRollout
+from gradalign.pipeline.result import QuestionResult, Scored
 from gradalign.pipeline.vocabulary import DIVERGENCES
 from gradalign.schedule import depth_window
 from gradalign.store import arrow_schema, arrow_table, ragged
-from gradalign.tree import PrefixTree
-from gradalign.types import REWARDS, Question, Rollout, Skip
+from gradalign.types import REWARDS, Question
 
 Rows = dict[str, pa.Table]
 _OF_NODES = ("nodes", "branches", "directions", "teachers", "alignment", "steps")
-
-
-@dataclass(eq=False)
-class Scored:
-    """Everything found for the nodes of one question."""
-
-    tree: PrefixTree
-    survey: Survey
-    plan: Plan
-    evidence: Evidence
-    full: SupportScores
-    visited: SupportScores
-    totals: TotalScores
-    dot_CO: np.ndarray
-    d_norm2_CO: np.ndarray
-    steps: Mapping[tuple[int, int, int], Step]
-    ideal: Step | None
-    pairs: Mapping[tuple[int, int], PairsSeen]
-    visits_N: np.ndarray
-    weight_M: np.ndarray
-    token_texts: Mapping[int, str]
-
-
-@dataclass(eq=False)
-class QuestionResult:
-    """Everything found for one question; `scored` is None where no teacher could be had or no rollout made."""
-
-    question: Question
-    order: int
-    rollouts: list[Rollout] = field(default_factory=list)
-    pieces: list[list[str]] = field(default_factory=list)
-    pools: Mapping[str | None, Pool] = field(default_factory=dict)
-    taught: dict[str, list[Rollout]] = field(default_factory=dict)
-    prompts: Sequence[TeacherPrompt] = ()
-    skips: list[Skip] = field(default_factory=list)
-    other_tokens: int = 0
-    targeted: Sequence[TargetedRollout] = ()
-    scored: Scored | None = None
 
 
 def question_rows(result: QuestionResult, config: RunConfig) -> Rows:

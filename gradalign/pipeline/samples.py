@@ -10,8 +10,8 @@ from gradalign.pipeline.passing import leave_out
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.prompts import teacher_prompts
 from gradalign.pipeline.restore import Stored
+from gradalign.pipeline.result import QuestionResult
 from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summarise
-from gradalign.pipeline.rows import QuestionResult
 from gradalign.types import Question, Skip, TeacherSpec
 
 _NO_TEACHER = "no teacher could be built"
