@@ -35,7 +35,7 @@ from gradalign.plugins import fingerprints as fingerprint_functions
 from gradalign.plugins import imported
 from gradalign.questions import load_questions, parse_columns, regraded
 from gradalign.seeds import seed_of
-from gradalign.store import Place, Run, RunFolder, load_run
+from gradalign.store import Place, Run, RunFolder, load_run, place_of
 from gradalign.types import GradalignError, Question
 
 BUILTIN_STUDENT = "builtin:small"
@@ -115,7 +115,7 @@ def run_score(
     with folder.held():
         chosen = _chosen(config, questions)
         progress.stage("loading models")
-        with engaged(config, execution or Execution(), cast) as executor:
+        with engaged(config, execution or Execution(), folder.path, cast) as executor:
             config = _with_length(config, executor.facts.window)
             folder.open(_identity(config, executor.facts, chosen), provenance(executor.facts) | {"questions": len(chosen)})
             execute(folder, chosen, executor, config, effort or Effort(), progress)
@@ -144,14 +144,16 @@ def run_forecast(
     cast: Cast | None = None,
     questions: Sequence[Question] | None = None,
     effort: Effort | None = None,
+    out: str | Place | None = None,
 ) -> Forecast:
-    """What `run_score` would cost at its whole budget: a few questions are scored, timed, and thrown away."""
+    """What `run_score` would cost at its whole budget: a few questions are scored, timed, and thrown away. Nothing is written to `out`."""
     progress = progress or Silent()
     chosen = _chosen(config, questions)
     progress.stage("loading models")
     execution = execution or Execution()
     cast = cast or load_cast(config, execution)
-    count = processes(cast, execution.workers) if execution.executor == "local" else 1
+    place = place_of(out or default_folder(config))
+    count = processes(cast, execution.workers, place) if execution.executor == "local" else 1
     window = cast.student.model.language_model.context_window
     return forecast(chosen, cast, _with_length(config, window), effort or Effort(), progress, count)
 

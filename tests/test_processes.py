@@ -21,7 +21,7 @@ from gradalign.pipeline.faults import QuestionFault
 from gradalign.pipeline.group import Spending
 from gradalign.pipeline.on_processes import ProcessExecutor
 from gradalign.questions import load_questions
-from gradalign.store import Run, RunFolder
+from gradalign.store import Run, RunFolder, place_of
 from gradalign.types import GradalignError
 
 PARTS = {
@@ -244,23 +244,24 @@ def _gone(process: int) -> bool:
 
 def test_as_many_processes_as_torch_has_threads(cast, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    assert (processes(cast, None), processes(cast, 3), processes(cast, 1)) == (6, 3, 1)
+    assert tuple(processes(cast, asked, Path("run")) for asked in (None, 3, 1)) == (6, 3, 1)
 
 
-@pytest.mark.parametrize("why", ["large", "elsewhere", "no fork", "macOS"])
+@pytest.mark.parametrize("why", ["large", "elsewhere", "no fork", "macOS", "object store"])
 def test_one_process_where_several_would_be_of_no_use(cast, monkeypatch, why):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    place = place_of("memory://bucket/run" if why == "object store" else "run")
     if why == "large":
         monkeypatch.setattr(Cast, "parameters", 20_000_000)
     elif why == "elsewhere":
         monkeypatch.setattr(cast.student.engine.model, "device", torch.device("meta"))
     elif why == "macOS":
         monkeypatch.setattr(sys, "platform", "darwin")
-    else:
+    elif why == "no fork":
         monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    assert (processes(cast, None), processes(cast, 1)) == (1, 1)
+    assert (processes(cast, None, place), processes(cast, 1, place)) == (1, 1)
     with pytest.raises(GradalignError, match="workers is 2, but only models of under 20 million parameters"):
-        processes(cast, 2)
+        processes(cast, 2, place)
 
 
 def test_a_forecast_knows_of_processes(cast):
@@ -268,3 +269,5 @@ def test_a_forecast_knows_of_processes(cast):
     one, many = (run_forecast(config, Execution(device="cpu", workers=count), cast=cast) for count in (1, 16))
     assert one.seconds == pytest.approx(4 * one.measured_seconds)
     assert many.seconds == pytest.approx(many.measured_seconds)
+    stored = run_forecast(config, Execution(device="cpu"), cast=cast, out="memory://bucket/run")
+    assert stored.seconds == pytest.approx(4 * stored.measured_seconds)

@@ -225,7 +225,7 @@ def score(
             load,
             unnamed_servers(configurations, (*(teacher or ()), engine)),
         )
-        forecast = run_forecast(config, execution, progress, effort=effort) if dry_run else None
+        forecast = run_forecast(config, execution, progress, effort=effort, out=folder) if dry_run else None
         run = None if dry_run else run_score(config, folder, execution, progress, effort=effort)
     if forecast is not None:
         print_forecast(forecast)

@@ -8,23 +8,27 @@ from gradalign.pipeline.config import Execution, RunConfig
 from gradalign.pipeline.local import LocalExecutor
 from gradalign.pipeline.on_processes import ProcessExecutor, processes
 from gradalign.pipeline.work import Executor
+from gradalign.store import Place
 
 
 @contextmanager
-def engaged(config: RunConfig, execution: Execution, cast: Cast | None = None) -> Iterator[Executor]:
-    """This process, forks of it, or the workers of a cluster, with the models loaded; `cast` brings models of one's own."""
-    executor = _executor(config, execution, cast)
+def engaged(config: RunConfig, execution: Execution, place: Place, cast: Cast | None = None) -> Iterator[Executor]:
+    """This process, forks of it, or the workers of a cluster, with the models loaded, for a run at `place`.
+
+    `cast` brings models of one's own.
+    """
+    executor = _executor(config, execution, place, cast)
     try:
         yield executor
     finally:
         executor.close()
 
 
-def _executor(config: RunConfig, execution: Execution, cast: Cast | None) -> Executor:
+def _executor(config: RunConfig, execution: Execution, place: Place, cast: Cast | None) -> Executor:
     if execution.executor == "ray":
         from gradalign.pipeline.on_ray import RayExecutor
 
         return RayExecutor(config, execution, cast)
     cast = cast or load_cast(config, execution)
-    count = processes(cast, execution.workers)
+    count = processes(cast, execution.workers, place)
     return ProcessExecutor(cast, count) if count > 1 else LocalExecutor(cast)

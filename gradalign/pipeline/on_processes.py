@@ -31,24 +31,25 @@ from gradalign.pipeline.faults import described
 from gradalign.pipeline.local import LocalExecutor, attempted
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.work import SMALL, Done, Failed, Meter, Task
-from gradalign.store import RunFolder
+from gradalign.store import Place, RunFolder
 from gradalign.types import GradalignError
 
 _TELLING = 0.1  # seconds between two words of a process on how far it is
 _TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
 
-def processes(cast: Cast, asked: int | None) -> int:
-    """How many processes score parts at once: those that are asked for, else as many as torch would use threads, where models are small.
+def processes(cast: Cast, asked: int | None, place: Place) -> int:
+    """How many processes score parts of a run at `place` at once: those that are asked for, else as many as torch would use threads, where
+    models are small and the place is a folder.
 
-    One for models that are not; raises where more are asked for.
+    One where that is not so; raises where more are asked for.
     """
     here = len(_engines(cast)) == 1 + len(cast.others)
-    able = here and cast.parameters < SMALL and _may_fork()
+    able = here and cast.parameters < SMALL and _may_fork() and isinstance(place, Path)
     if not able and (asked or 1) > 1:
         raise GradalignError(
             f"workers is {asked}, but only models of under {SMALL // 10**6} million parameters on the CPU of a system that forks are "
-            "scored by several processes of one machine; leave it out, or give --executor ray"
+            "scored, into a folder, by several processes of one machine; leave it out, or give --executor ray"
         )
     return (asked or torch.get_num_threads()) if able else 1
 
@@ -108,7 +109,7 @@ class _Hand:
 
 
 class ProcessExecutor:
-    """Scores parts with the models that it is given, `count` at once; a single part, or one for an object store, in this process."""
+    """Scores parts with the models that it is given, `count` at once; a single part in this process."""
 
     def __init__(self, cast: Cast, count: int):
         self.cast, self.count = cast, count
@@ -120,7 +121,7 @@ class ProcessExecutor:
     def run(self, folder: RunFolder, config: RunConfig, tasks: Sequence[Task], progress: Progress) -> Iterator[Done | Failed]:
         """Hand out tasks as processes become free; what the user can mend ends it, anything else is told as a failure."""
         count = min(self.count, len(tasks))
-        if (count < 2 and not self.forks) or not isinstance(folder.path, Path):  # what ended a fork must not end this process
+        if count < 2 and not self.forks:  # what ended a fork must not end this process
             yield from self.alone.run(folder, config, tasks, progress)
             return
         waiting = deque(tasks)
