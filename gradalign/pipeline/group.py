@@ -14,12 +14,13 @@ from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig
 from gradalign.pipeline.faults import blaming
 from gradalign.pipeline.outcomes import Teaching, outcomes_of
+from gradalign.pipeline.passing import passing
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.prompts import student_prompt
 from gradalign.pipeline.restore import Stored
 from gradalign.pipeline.result import QuestionResult, Scored
 from gradalign.pipeline.rows import Rows, question_rows
-from gradalign.pipeline.samples import cast_teachers, passing, sample_base, sample_teachers
+from gradalign.pipeline.samples import cast_teachers, sample_base, sample_teachers
 from gradalign.pipeline.scoring import Brought, Step, gather, gather_evidence, score_full, score_visited, steps_of, total_scores
 from gradalign.pipeline.survey import Survey, SurveyRequest, survey_nodes
 from gradalign.pipeline.targeted import Footing, Plan, Targeting, footing, plan, plan_branches, sample_targeted

@@ -6,14 +6,34 @@ kept would be kept for their luck, and averages over them would be biased.
 
 from collections.abc import Mapping, Sequence
 
-from gradalign.pipeline.cast import Member
-from gradalign.pipeline.pass_rates import PassRates
+from gradalign.pipeline.cast import Cast, Member
+from gradalign.pipeline.config import RunConfig
+from gradalign.pipeline.pass_rates import PassRates, parse_filter
+from gradalign.pipeline.progress import Progress
+from gradalign.pipeline.restore import Stored
 from gradalign.pipeline.result import QuestionResult
 from gradalign.pipeline.rollouts import Sampling, sample_rollouts
 from gradalign.types import Skip
 
 
-def leave_out(
+def passing(
+    results: Sequence[QuestionResult],
+    prompts: Mapping[str, tuple[int, ...]],
+    cast: Cast,
+    config: RunConfig,
+    progress: Progress,
+    stored: Mapping[str, Stored],
+) -> list[QuestionResult]:
+    """The questions that the run's filter keeps, if it has one; those that are stored went through it before, as their rows say."""
+    if config.filter is None:
+        return list(results)
+    fresh = [result for result in results if result.question.id not in stored]
+    sampling = Sampling(config.seed, config.longest, progress)
+    _leave_out(fresh, prompts, cast.student, parse_filter(config.filter), config.filter_rollouts, sampling)
+    return [result for result in results if not result.skips]
+
+
+def _leave_out(
     results: Sequence[QuestionResult],
     prompts: Mapping[str, tuple[int, ...]],
     student: Member,

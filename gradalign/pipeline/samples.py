@@ -1,15 +1,12 @@
 """What is sampled of questions before anything is measured of them: base rollouts, demonstrations, and teachers' own rollouts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from gradalign.contexts import needed_material, render_question
 from gradalign.pipeline.cast import Cast
 from gradalign.pipeline.config import RunConfig, sums_logprobs
-from gradalign.pipeline.pass_rates import parse_filter
-from gradalign.pipeline.passing import leave_out
 from gradalign.pipeline.progress import Progress
 from gradalign.pipeline.prompts import teacher_prompts
-from gradalign.pipeline.restore import Stored
 from gradalign.pipeline.result import QuestionResult
 from gradalign.pipeline.rollouts import Pool, Sampling, sample_rollouts, summarise
 from gradalign.types import Question, Skip, TeacherSpec
@@ -23,26 +20,10 @@ def sources(teachers: Sequence[TeacherSpec]) -> list[str | None]:
     return sorted(wanted, key=lambda name: name or "")
 
 
-def passing(
-    results: Sequence[QuestionResult],
-    prompts: Mapping[str, tuple[int, ...]],
-    cast: Cast,
-    config: RunConfig,
-    progress: Progress,
-    stored: Mapping[str, Stored],
-) -> list[QuestionResult]:
-    """The questions that the run's filter keeps, if it has one; those that are stored went through it before, as their rows say."""
-    if config.filter is None:
-        return list(results)
-    fresh = [result for result in results if result.question.id not in stored]
-    sampling = Sampling(config.seed, config.longest, progress)
-    leave_out(fresh, prompts, cast.student, parse_filter(config.filter), config.filter_rollouts, sampling)
-    return [result for result in results if not result.skips]
-
-
 def sample_base(
     results: Sequence[QuestionResult], prompts: dict[str, tuple[int, ...]], cast: Cast, config: RunConfig, progress: Progress
 ) -> None:
+    """The student's rollouts of each question, and the demonstrations that contexts show."""
     sampling = Sampling(config.seed, config.longest, progress)
     questions = [result.question for result in results]
     progress.stage("base rollouts")

@@ -64,6 +64,7 @@ def part_path(path: Place, table: str, part: int) -> Place:
 
 
 def table_file(path: Place, table: str, part: int, generation: int) -> Place:
+    """Where a table of a part lies that was written for the `generation`-th time."""
     return path / table / (f"part-{part:05d}.parquet" if generation == 1 else f"part-{part:05d}-{generation}.parquet")
 
 
@@ -76,6 +77,7 @@ def standing_generation(path: Place, part: int) -> int:
 
 
 def marker_path(path: Place, part: int) -> Place:
+    """Where the marker of a finished part lies."""
     return path / "finished" / f"part-{part:05d}.json"
 
 
