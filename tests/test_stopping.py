@@ -233,7 +233,7 @@ def test_another_unit_of_budget_is_refused(tabular, tmp_path):
 def test_files_that_a_killed_pass_left_are_swept(tabular, tmp_path, monkeypatch):
     score(tabular, tmp_path / "r", Effort(Budget(8)))
     with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "_sweep", lambda self, part, generation: None)
+        patched.setattr(RunFolder, "_give_way", lambda self, part, before: None)
         rows = len(score(tabular, tmp_path / "r", Effort(Budget(64))).scores)
     assert len(pd.read_parquet(tmp_path / "r" / "scores")) == 2 * rows
     score(tabular, tmp_path / "r", Effort(Budget(64)))

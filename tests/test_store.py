@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from pathlib import Path
 
 import duckdb
 import pandas as pd
@@ -133,3 +134,36 @@ def test_a_turned_bit_anywhere_in_a_marker_is_seen(folder):
             assert seen or json.loads(marker.read_bytes()) == json.loads(whole), (at, bit)  # blanks may turn into other blanks
     marker.write_bytes(whole)
     assert checked_parts(folder.path)[1] is None
+
+
+def files_of(folder: RunFolder, table: str) -> list[str]:
+    return sorted(file.name for file in (folder.path / table).iterdir())
+
+
+def test_a_part_whose_marker_cannot_be_read_leaves_nothing_behind(folder):
+    folder.write(1, rows(1))
+    assert files_of(folder, "nodes") == ["part-00000.parquet", "part-00001-2.parquet"]
+    (folder.path / "nodes" / "part-copy.parquet").write_bytes(b"a user's")
+    (folder.path / "finished" / "part-00001.json").write_text("{")
+    assert {*folder.finished()} == {0}
+    folder.write(1, rows(1))
+    assert files_of(folder, "nodes") == ["part-00000.parquet", "part-00001.parquet", "part-copy.parquet"]
+    assert {*folder.finished()} == {0, 1}
+
+
+def test_folders_are_not_listed_once_for_each_part(folder, monkeypatch):
+    """What a part costs to be written, and a run to be gone on with, is linear in parts: a listing has all of them in it."""
+    listings = []
+    glob = Path.glob
+
+    def counted(self, pattern):
+        listings.append(self.name)
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", counted)
+    for part in range(2, 6):
+        folder.write(part, rows(part))
+    folder.write(2, rows(2))
+    assert listings == []
+    folder.finished()
+    assert sorted(listings) == sorted(["finished", *TABLES])

@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -30,6 +29,7 @@ from gradalign.store.parts import (
     checked_parts,
     checksum,
     marker_path,
+    part_of,
     part_path,
     read_description,
     read_marker,
@@ -38,11 +38,10 @@ from gradalign.store.parts import (
     standing_generation,
     table_file,
 )
-from gradalign.store.places import PARTIAL, Place, is_file, place_of, read_parquet, write_whole
+from gradalign.store.places import PARTIAL, Place, at_once, is_file, place_of, read_parquet, write_whole
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
-_FILES_AT_ONCE = 4
 Rows = Mapping[str, list[dict[str, Any]] | pa.Table]
 _OURS = {PARTIAL, ".lock", LOG, "lease.json"}
 
@@ -120,9 +119,9 @@ class RunFolder:
         """
         with reading(self.path):
             sound = [part for part, problem in checked_parts(self.path).items() if problem is None]
-        for part in sound:
-            self._sweep(part, standing_generation(self.path, part))
-        return {part: read_marker(self.path, part)["note"] for part in sound}
+        markers = at_once(self.path, lambda part: read_marker(self.path, part), sound)
+        self._sweep({part: marker["generation"] for part, marker in markers.items()})
+        return {part: marker["note"] for part, marker in markers.items()}
 
     def require_seen(self, part: int, worker: str) -> None:
         """A part that a worker wrote stands here too, some seconds later at most."""
@@ -150,6 +149,7 @@ class RunFolder:
         self.require_held()
         with _disk_faults(self.path), _interrupts_deferred():
             before = standing_generation(self.path, part)
+            damaged = not before and is_file(marker_path(self.path, part))
             generation = before + 1
 
             def written(table: str) -> dict[str, Any]:
@@ -157,11 +157,13 @@ class RunFolder:
                 self._place(table_file(self.path, table, part, generation), content)
                 return {"rows": len(rows[table]), "sha256": hashlib.sha256(content).hexdigest()}
 
-            with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # a disk and a store take longer to answer than to write
-                sums = dict(zip(TABLES, pool.map(written, TABLES), strict=True))
+            sums = at_once(self.path, written, TABLES)
             marker = {"generation": generation, "note": dict(note or {}), "tables": sums}
             self._place(marker_path(self.path, part), json.dumps(marker | {"sha256": checksum(marker)}).encode())
-            self._sweep(part, generation)
+            if before:
+                self._give_way(part, before)
+            elif damaged:  # which generation it had is not known
+                self._sweep({part: generation})
 
     def outcome(self) -> dict[str, Any]:
         """What `write_outcome` kept last."""
@@ -172,14 +174,23 @@ class RunFolder:
         with _disk_faults(self.path):
             self._place(self.path / "outcome.json", (json.dumps(outcome, indent=2) + "\n").encode())
 
-    def _sweep(self, part: int, generation: int) -> None:
-        """Remove files of a part that another generation left behind."""
+    def _give_way(self, part: int, before: int) -> None:
+        """Remove the files of the generation that a part had before."""
         for table in TABLES:
-            kept = table_file(self.path, table, part, generation)
-            for pattern in (f"part-{part:05d}.parquet", f"part-{part:05d}-*.parquet"):
-                for file in kept.parent.glob(pattern):
-                    if file.name != kept.name:
-                        file.unlink(missing_ok=True)
+            table_file(self.path, table, part, before).unlink(missing_ok=True)
+
+    def _sweep(self, standing: Mapping[int, int]) -> None:
+        """Remove what other generations of parts left behind: `standing` has the one that stands of each part, by its number.
+
+        Each folder is listed once, however many parts there are.
+        """
+        for table in TABLES:
+            for file in (self.path / table).glob("part-*.parquet"):
+                part = part_of(file.name)
+                if part is None or part not in standing:
+                    continue
+                if file.name != table_file(self.path, table, part, standing[part]).name:
+                    file.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         """Remove what a killed writer had not finished writing."""

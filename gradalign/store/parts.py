@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.store.damage import Known, parsed, problem_of_description, problem_of_marker, problem_of_outcome
-from gradalign.store.places import Place, is_file
+from gradalign.store.places import Place, at_once, is_file
 from gradalign.store.schema import TABLES
 from gradalign.types import GradalignError
 
 FORMAT = 8
+_TABLE = re.compile(r"part-(\d{5,9})(?:-\d+)?\.parquet", re.ASCII)
 _MARKER = re.compile(r"part-(\d{5,9})\.json", re.ASCII)
 
 
@@ -41,7 +42,8 @@ def read_description(path: Place) -> dict[str, Any]:
 def checked_parts(path: Place) -> dict[int, str | None]:
     """Every part with a marker, and what is wrong with it (None if nothing is)."""
     markers = sorted((path / "finished").glob("part-*.json"))
-    return {int(found[1]): _problem(path, marker) for marker in markers if (found := _MARKER.fullmatch(marker.name))}
+    numbered = {int(found[1]): marker for marker in markers if (found := _MARKER.fullmatch(marker.name))}
+    return at_once(path, lambda part: _problem(path, numbered[part]), numbered)
 
 
 def read_marker(path: Place, part: int) -> dict[str, Any]:
@@ -66,6 +68,12 @@ def part_path(path: Place, table: str, part: int) -> Place:
 def table_file(path: Place, table: str, part: int, generation: int) -> Place:
     """Where a table of a part lies that was written for the `generation`-th time."""
     return path / table / (f"part-{part:05d}.parquet" if generation == 1 else f"part-{part:05d}-{generation}.parquet")
+
+
+def part_of(name: str) -> int | None:
+    """The part that a table's file of this name belongs to; None for a file of another kind."""
+    found = _TABLE.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def standing_generation(path: Place, part: int) -> int:

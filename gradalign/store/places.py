@@ -3,8 +3,10 @@
 import os
 import re
 import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +19,9 @@ from gradalign.types import GradalignError
 Place = Path | UPath
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 PARTIAL = ".partial"
+_FILES_AT_ONCE, _OBJECTS_AT_ONCE = 4, 12
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def place_of(path: str | Place) -> Place:
@@ -43,6 +48,17 @@ def place_of(path: str | Place) -> Place:
 def is_file(place: Place) -> bool:
     """Does a file stand there? A name that no file can have is none."""
     return os.path.isfile(place) if isinstance(place, Path) else place.is_file()
+
+
+def at_once(place: Place, function: Callable[[Item], Made], items: Iterable[Item]) -> dict[Item, Made]:
+    """What the function, which reads or writes at the place, makes of each item, in their order.
+
+    Several are under way at once: a disk takes longer to answer than to read or write, and an object store much longer. The first error
+    is raised, and what has not begun by then is given up.
+    """
+    with ThreadPoolExecutor(_FILES_AT_ONCE if isinstance(place, Path) else _OBJECTS_AT_ONCE) as pool:
+        each = list(items)
+        return dict(zip(each, pool.map(function, each), strict=True))
 
 
 def write_whole(root: Place, target: Place, content: bytes) -> None:

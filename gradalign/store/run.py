@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from gradalign.sheets import Head, Sheet
 from gradalign.store.parts import checked_parts, part_path, read_description, read_outcome
-from gradalign.store.places import Place, place_of, read_parquet
+from gradalign.store.places import Place, at_once, place_of, read_parquet
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
@@ -39,7 +39,7 @@ class Run:
         names = arrow_schema(name).names if columns is None else columns
         if not self.parts:
             return arrow_schema(name).empty_table().select(names)
-        files = (part_path(self.path, name, part) for part in self.parts)
+        files = at_once(self.path, lambda part: part_path(self.path, name, part), self.parts).values()
         return read_parquet(*files, columns=columns, schema=arrow_schema(name), filters=where).select(names)
 
     def frame(self, name: str, columns: list[str] | None = None, where: pc.Expression | None = None) -> pd.DataFrame:
@@ -49,9 +49,12 @@ class Run:
     def holding(self, questions: Collection[str]) -> "Run":
         """The same run with only the parts that hold any of these questions: their rows, and those of their neighbours, are soon read."""
         where = pc.field("question").isin(list(questions))
-        files = ((part, part_path(self.path, "questions", part)) for part in self.parts)
-        held = [part for part, file in files if read_parquet(file, columns=["question"], filters=where).num_rows]
-        return Run(self.path, self.description, held)
+
+        def holds(part: int) -> bool:
+            return read_parquet(part_path(self.path, "questions", part), columns=["question"], filters=where).num_rows > 0
+
+        found = at_once(self.path, holds, self.parts)
+        return Run(self.path, self.description, [part for part, held in found.items() if held])
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name in TABLES:
