@@ -31,22 +31,16 @@ class ClarityCurve:
     ratio_B: Float[np.ndarray, " B"]
 
 
-def clarity_curve(
-    among_QQ: Float[np.ndarray, "Q Q"], pass_rate_Q: Float[np.ndarray, " Q"], edges: Float[np.ndarray, " E"]
-) -> ClarityCurve:
-    """The curve from inner products of steps, in the E - 1 bins between ascending `edges` (the last one closed)."""
-    return clarity_curves(among_QQ, pass_rate_Q, edges, np.ones((1, len(pass_rate_Q))))[0]
-
-
 def clarity_curves(
-    among_QQ: Float[np.ndarray, "Q Q"],
+    step_QL: Float[np.ndarray, "Q L"],
     pass_rate_Q: Float[np.ndarray, " Q"],
     edges: Float[np.ndarray, " E"],
     count_DQ: Float[np.ndarray, "D Q"],
 ) -> list[ClarityCurve]:
-    """The curve of each of D resamples, in which questions stand as often as `count_DQ` says.
+    """The curves of questions' steps, in the E - 1 bins between ascending `edges` (the last one closed), one for each of D resamples.
 
-    A resample's pairs of copies of one question are no pairs of different questions, and left out.
+    In a resample questions stand as often as `count_DQ` says. Its pairs of copies of one question are no pairs of different questions,
+    and left out.
     """
     bins = len(edges) - 1
     place = np.clip(np.searchsorted(edges, pass_rate_Q, side="right") - 1, 0, bins - 1)
@@ -54,7 +48,8 @@ def clarity_curves(
     held, rate, ratio = np.zeros(shape), np.full(shape, np.nan), np.full(shape, np.nan)
     for b in range(bins):
         at = np.flatnonzero(place == b)
-        w_DN, among_NN = count_DQ[:, at], among_QQ[np.ix_(at, at)]
+        w_DN, step_NL = count_DQ[:, at], step_QL[at].astype(np.float64)
+        among_NN = step_NL @ step_NL.T
         own_N = np.einsum("nn->n", among_NN)
         count = w_DN.sum(1)
         held[:, b] = count

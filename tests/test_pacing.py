@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.optimize import minimize
 
-from gradalign.pacing import ClarityCurve, clarity_curve, clarity_curves, even_bins, fit_exponents
+from gradalign.pacing import ClarityCurve, clarity_curves, even_bins, fit_exponents
 
 
 def simulated(rng: np.random.Generator, questions: int) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +18,7 @@ def test_the_ratio_is_that_of_what_questions_have_in_common_to_the_rest():
     rng, found = np.random.default_rng(0), []
     for _ in range(60):
         p, steps = simulated(rng, 400)
-        found.append(clarity_curve(steps @ steps.T, p, np.linspace(0, 1, 6)).ratio_B)
+        found.append(clarity_curves(steps, p, np.linspace(0, 1, 6), np.ones((1, 400)))[0].ratio_B)
     middle = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
     exact = np.array([_mean_in_bin(b) for b in range(5)])
     np.testing.assert_allclose(np.mean(found, 0), exact, atol=0.01)
@@ -43,7 +43,7 @@ def test_bins_hold_about_equally_many_questions():
 def test_copies_of_a_question_are_no_pairs():
     """Four questions with nothing in common, each twice: no signal."""
     steps = np.eye(4)
-    curve = clarity_curves(steps @ steps.T, np.full(4, 0.5), np.linspace(0, 1, 6), np.full((1, 4), 2.0))[0]
+    curve = clarity_curves(steps, np.full(4, 0.5), np.linspace(0, 1, 6), np.full((1, 4), 2.0))[0]
     assert curve.ratio_B[2] == 0
     assert curve.count_B[2] == 8
     assert np.isnan(curve.ratio_B[[0, 1, 3, 4]]).all()

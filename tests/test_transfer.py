@@ -10,7 +10,7 @@ from gradalign.inference import influence_interval
 from gradalign.objectives import NodeSignals, ideal_direction, parse_objective
 from gradalign.sketch import OuterSketch, sketch_error
 from gradalign.testbed import TabularModel
-from gradalign.transfer import pair_influence, streamed_drive, transfer
+from gradalign.transfer import SAMPLE, Batch, Transfer, pair_sums, transfer
 
 
 def nodes(seed: int, count: int, vocabulary: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,27 +93,95 @@ def simulated(
     return step, ideal
 
 
-def test_the_streamed_form_is_the_mean_over_pairs():
-    step, ideal = simulated(np.random.default_rng(0), 17)
-    pairs = [step[q] @ ideal[p] for q in range(17) for p in range(17) if p != q]
-    found = transfer((step @ ideal.T)[None], (step**2).sum(1)[None])
-    assert streamed_drive(step, ideal) == pytest.approx(np.mean(pairs), abs=1e-10)
-    assert found.drive_M[0] == pytest.approx(np.mean(pairs), abs=1e-10)
-    assert found.unit_M[0] == pytest.approx(np.mean(pairs) / np.sqrt((step**2).sum(1).mean()), abs=1e-10)
+def transfer_of(*runs: tuple[np.ndarray, np.ndarray], weight: np.ndarray | None = None, batches: int = 1) -> Transfer:
+    """Transfer of configurations from their steps and the one ideal step, in so many batches."""
+    ideal = runs[0][1]
+    cut = np.array_split(np.arange(len(ideal)), batches)
+    stored = [Batch(at, [step[at] for step, _ in runs], ideal[at]) for at in cut]
+    weights = np.ones((len(runs), len(ideal))) if weight is None else weight
+    return transfer(pair_sums(stored, range(len(runs)), weights))
+
+
+def by_pairs(step: np.ndarray, ideal: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each pair of questions brings to drive and to unit (linearised): the slow form, of all pairs."""
+    brought = weight[:, None] * (step @ ideal.T)
+    apart = ~np.eye(len(step), dtype=bool)
+    pairs = (brought + brought.T) / 2 * apart
+    norm2 = weight**2 * (step**2).sum(1)
+    mean, drive = norm2.mean(), pairs.sum() / apart.sum()
+    beyond = (norm2[:, None] + norm2[None, :]) / 2 - mean
+    return pairs, (pairs - drive / (2 * mean) * beyond) / np.sqrt(mean) * apart
+
+
+def influence_by_pairs(pairs: np.ndarray) -> np.ndarray:
+    """Each question's influence on the mean over pairs, with the residual of an additive model of every pair."""
+    questions = len(pairs)
+    mean = pairs.sum() / (questions * (questions - 1))
+    effect = (pairs.sum(1) / (questions - 1) - mean) * (questions - 1) / (questions - 2)
+    residual = (pairs - mean - effect[:, None] - effect) * ~np.eye(questions, dtype=bool)
+    peculiar = (residual**2).sum() / (questions * (questions - 3))
+    jackknife = 4 * effect.var(ddof=1) / questions
+    due = 2 * peculiar / (questions * (questions - 1))
+    return 2 * effect * np.sqrt((max(jackknife - 4 * peculiar / (questions * (questions - 2)), 0.0) + due) / jackknife)
+
+
+def test_sums_over_questions_say_what_all_pairs_say():
+    rng = np.random.default_rng(0)
+    (one, ideal), (other, _) = simulated(rng, 17), simulated(rng, 17)
+    weight = rng.random((2, 17))
+    found = transfer_of((one, ideal), (other, ideal), weight=weight, batches=3)
+    pairs = [by_pairs(step, ideal, w) for step, w in ((one, weight[0]), (other, weight[1]))]
+    for m, (step, w) in enumerate(((one, weight[0]), (other, weight[1]))):
+        mean = np.mean([w[q] * step[q] @ ideal[p] for q in range(17) for p in range(17) if p != q])
+        assert found.drive_M[m] == pytest.approx(mean, abs=1e-12)
+        assert found.unit_M[m] == pytest.approx(mean / np.sqrt((w**2 * (step**2).sum(1)).mean()), abs=1e-12)
+    mixes = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0], [0.5, 0.5], [0.0, 0.0]])
+    for k, (a, b) in enumerate(mixes[:4]):
+        for which, influence in enumerate((found.drive_influence(mixes), found.unit_influence(mixes))):
+            slow = influence_by_pairs(a * pairs[0][which] + b * pairs[1][which])
+            np.testing.assert_allclose(influence[k], slow, rtol=1e-9, atol=1e-12)
+            assert (influence[4] == 0).all()
+
+
+def test_a_configuration_without_steps_is_unknown_and_the_others_are_not():
+    step, ideal = simulated(np.random.default_rng(0), 9)
+    batches = [Batch(np.arange(5), [step[:5], step[:5]], ideal[:5]), Batch(np.arange(5, 9), [step[5:], None], ideal[5:])]
+    found = transfer(pair_sums(batches, [0, 1, 0], np.ones((3, 9))))
+    alone = transfer_of((step, ideal))
+    np.testing.assert_allclose(found.drive_M, [alone.drive_M[0], np.nan, alone.drive_M[0]])
+    np.testing.assert_allclose(found.unit_M, [alone.unit_M[0], np.nan, alone.unit_M[0]])
+    mixed = found.unit_influence(np.array([[1.0, 0, 0], [0, 1.0, 0], [1.0, -1.0, 0], [1.0, 0, -1.0]]))
+    np.testing.assert_allclose(mixed[0], alone.unit_influence(np.ones((1, 1)))[0])
+    assert np.isnan(mixed[1:3]).all()
+    np.testing.assert_allclose(mixed[3], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("common", "noise"), [(0.5, 0.5), (0.0, 1.0)])
+def test_intervals_from_a_sample_of_pairs_are_as_wide(common, noise):
+    """Of more questions than `SAMPLE` only what is peculiar to pairs is taken from a sample; where nearly all is, too."""
+    step, ideal = simulated(np.random.default_rng(3), 4 * SAMPLE, common, noise)
+    found = transfer_of((step, ideal), batches=5)
+    for pairs, score, influence in zip(
+        by_pairs(step, ideal, np.ones(len(step))), (found.drive_M, found.unit_M),
+        (found.drive_influence(np.ones((1, 1))), found.unit_influence(np.ones((1, 1)))), strict=True,
+    ):  # fmt: skip
+        assert score[0] == pytest.approx(pairs.sum() / (len(pairs) * (len(pairs) - 1)), rel=1e-9)
+        assert influence.std() == pytest.approx(influence_by_pairs(pairs).std(), rel=0.1)
 
 
 def test_the_unit_kernel_is_the_slope_of_the_score():
     """Leaving a question out moves both scores, to first order, by what its pairs add."""
     step, ideal = simulated(np.random.default_rng(1), 300)
-    cross, norm2 = step @ ideal.T, (step**2).sum(1)
     weight = np.random.default_rng(2).random((1, 300))
-    whole = transfer(cross[None], norm2[None], weight)
+    whole = transfer_of((step, ideal), weight=weight)
     for q in range(3):
         keep = np.delete(np.arange(300), q)
-        part = transfer(cross[np.ix_(keep, keep)][None], norm2[keep][None], weight[:, keep])
-        for score, left, pairs in ((whole.drive_M, part.drive_M, whole.drive_MQQ), (whole.unit_M, part.unit_M, whole.unit_MQQ)):
-            effect = pairs[0, q].sum() / 299 - pairs[0].sum() / (300 * 299)
-            assert score[0] - left[0] == pytest.approx(2 * effect / 298, rel=0.05)
+        part = transfer_of((step[keep], ideal[keep]), weight=weight[:, keep])
+        for score, left, effect in (
+            (whole.drive_M, part.drive_M, whole.drive_effect_MQ),
+            (whole.unit_M, part.unit_M, whole.unit_effect_MQ),
+        ):
+            assert score[0] - left[0] == pytest.approx(2 * effect[0, q] / 299, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +196,9 @@ def test_intervals_of_transfer_cover(common, noise, most):
     for _ in range(1000):
         step, ideal = simulated(rng, 50, common, noise)
         other = step + rng.standard_normal(step.shape) - 0.2 * np.eye(12)[0]
-        found = transfer(np.stack([step @ ideal.T, other @ ideal.T]), np.stack([(step**2).sum(1), (other**2).sum(1)]))
-        drive, units = pair_influence(found.drive_MQQ), pair_influence(found.unit_MQQ)
-        difference = pair_influence(found.drive_MQQ[:1] - found.drive_MQQ[1:])
+        found = transfer_of((step, ideal), (other, ideal))
+        drive, difference = found.drive_influence(np.array([[1.0, 0], [1, -1]]))[:, None]
+        units = found.unit_influence(np.eye(2))
         for i, (score, influence, truth) in enumerate((
             (found.drive_M[:1], drive[:1], 0.4 * common),
             (found.unit_M[:1], units[:1], unit),
@@ -143,5 +211,6 @@ def test_intervals_of_transfer_cover(common, noise, most):
 
 
 def test_two_questions_have_no_transfer():
-    found = transfer(np.ones((1, 2, 2)), np.ones((1, 2)))
+    found = transfer_of((np.ones((2, 2)), np.ones((2, 2))))
     assert np.isnan(found.drive_M).all()
+    assert np.isnan(found.unit_influence(np.eye(1))).all()

@@ -12,13 +12,12 @@ from gradalign.alignment import SCORES, ScoreSums, pooled_scores
 from gradalign.findings.foretold import FORETOLD, Foretold, Horizon, first_step_shares
 from gradalign.findings.standing import KEYS, LINEAR, Standing
 from gradalign.inference import bootstrap_counts, compare_with_best, influence_interval, percentile_interval
-from gradalign.transfer import Transfer, pair_influence
+from gradalign.transfer import Transfer
 from gradalign.types import REWARDS, GradalignError
 
 TRANSFER = ("transfer_drive", "transfer")
 OF_OTHERS = (*FORETOLD, *TRANSFER)  # what a step does to questions that it is not made of
 RANKABLE = (*OF_OTHERS, *SCORES)
-LEAST_FOR_TRANSFER = 4
 _FEW = "fewer than four questions are shared; score more of them"
 _NO_NODE = "no node is informative; score more questions or a larger --budget"
 _MISSING = {
@@ -67,8 +66,9 @@ class Scored:
             return None
         if self.transfer is None:
             return np.full((len(self.keys), len(self.standing.questions)), np.nan)
-        pairs = self.over_stages(self.transfer.drive_MQQ if by == "transfer_drive" else self.transfer.unit_MQQ)
-        return pair_influence(pairs if other is None else pairs - pairs[other])
+        mix = self.over_stages(np.eye(len(self.transfer.drive_M)))
+        mix = mix if other is None else mix - mix[other]
+        return self.transfer.drive_influence(mix) if by == "transfer_drive" else self.transfer.unit_influence(mix)
 
 
 def assess(

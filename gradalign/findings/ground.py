@@ -13,12 +13,13 @@ import pandas as pd
 
 from gradalign.alignment import ScoreSums
 from gradalign.configurations import Configuration, TokenWeighting
-from gradalign.findings.assessed import LEAST_FOR_TRANSFER, Scored, assess
+from gradalign.findings.assessed import Scored, assess
 from gradalign.findings.foretold import Foretold, Horizon, foretold_of
 from gradalign.findings.rows import require_sampled, scored_rows, weigh
 from gradalign.findings.standing import Standing, standing_of
 from gradalign.findings.steps import Steps, steps_of
 from gradalign.store import Run
+from gradalign.transfer import LEAST
 from gradalign.types import REWARDS, GradalignError
 
 _LINEAR_COLUMNS = ("length", "dot", "dot_se", "d_norm2", "advantage")
@@ -103,8 +104,7 @@ def assess_ground(
     )  # fmt: skip
     moved, error = None, np.full(len(parts), np.nan)
     if steps is not None:
-        moved = steps.transfer(np.stack([ground.weights[c.name] for c in ground.usable for _ in c.pairs]))
-        error = steps.sketch_error()
+        moved, error = steps.transfer(), steps.sketch_error()
     whole = [{name: np.mean([parts[m][name] for m in at], axis=0) for name in parts[0]} for at in stages.values()]
     return assess(standing, sums, moved, error, [], draws, seed, stages, told, horizon), whole
 
@@ -182,13 +182,13 @@ def _stage(
 
 
 def steps_on(run: Run, ground: Ground) -> Steps | None:
-    """Stored steps of every stage of every configuration, as its tokens are weighted; None where there are too few questions."""
-    if len(ground.base.questions) < LEAST_FOR_TRANSFER:
+    """What the stored steps of every stage of every configuration say, as it weighs questions and tokens; None where there are too few
+    questions."""
+    if len(ground.base.questions) < LEAST:
         return None
-    asked = [(*pair, str(c.tokens)) for c in ground.usable for pair in c.pairs]
-    wanted = list(dict.fromkeys(asked))
-    steps = steps_of(run, [key[:2] for key in wanted], ground.base.questions, tokens=[key[2] for key in wanted])
-    return None if steps is None else steps.part([wanted.index(key) for key in asked])
+    stages = [(c, pair) for c in ground.usable for pair in c.pairs]
+    keys, weights = [(*pair, str(c.tokens)) for c, pair in stages], np.stack([ground.weights[c.name] for c, _ in stages])
+    return steps_of(run, keys, ground.base.questions, weights)
 
 
 def foretold_on(run: Run, ground: Ground) -> Foretold | None:

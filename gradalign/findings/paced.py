@@ -11,14 +11,16 @@ import pandas as pd
 
 from gradalign.configurations import QuestionWeighting
 from gradalign.findings.standing import standing_of
-from gradalign.findings.steps import steps_of
+from gradalign.findings.steps import steps_themselves
 from gradalign.inference import bootstrap_counts, percentile_interval
-from gradalign.pacing import clarity_curve, clarity_curves, even_bins, fit_exponents
+from gradalign.pacing import clarity_curves, even_bins, fit_exponents
 from gradalign.sheets import Head, Remark, Sheet, Shown, interval, number
 from gradalign.store import Run
 from gradalign.types import GradalignError
 
 _DASH = "A dash: fewer than four questions in the bin, or fewer than four such bins to fit to. The whole table has every curve."
+_SOME = "Steps are those of {:,} of the {:,} questions, taken at random."
+_MOST = 2048  # questions whose steps are compared with each other
 SPACES: tuple[Literal["head", "logits"], ...] = ("head", "logits")
 
 
@@ -56,36 +58,40 @@ class PacedDiagnostics(Shown):
             for row in curve.to_dict("records")
         )  # fmt: skip
         title = f"{first['teacher']}, {first['objective']}, output layer"
-        return [fitted, Sheet(title, heads, drawn, (Remark(_DASH, "note"),))]
+        looked_at, known = curve["questions"].sum(), len(self.weights)
+        some = [Remark(_SOME.format(looked_at, known), "note")] if looked_at < known else []
+        return [fitted, Sheet(title, heads, drawn, (Remark(_DASH, "note"), *some))]
 
 
 def paced_diagnostics(run: Run, bins: int = 6, draws: int = 300, seed: int = 0) -> PacedDiagnostics:
-    """Compute the diagnostics of a run, in bins of about equally many questions; intervals come from a bootstrap over questions."""
+    """Compute the diagnostics of a run, in bins of about equally many questions; intervals come from a bootstrap over questions.
+
+    The curves of a run of more than 2,048 questions are those of so many of them, taken at random with the `seed`.
+    """
     if bins < 4:
         raise GradalignError(f"bins is {bins}; it must be at least 4, or there is nothing to fit two exponents to")
     standing = standing_of(run.frame("scores"), run.identity["teachers"], run.identity["objectives"])
     if not standing.questions:
         raise GradalignError("the teachers share no question; the run's `skipped` table says why")
+    if not run.table("steps", ["question"]).num_rows:
+        raise GradalignError("this run kept no steps (its nodes were taken outright); score again with --node-selection pps")
     questions = run.frame("questions").set_index("question")
     pass_rate = questions.loc[list(standing.questions), "pass_rate"].to_numpy(dtype=np.float64)
-    edges = even_bins(pass_rate, bins)
+    at = np.sort(np.random.default_rng(seed).permutation(len(pass_rate))[:_MOST])
+    looked_at, rates = [standing.questions[q] for q in at], pass_rate[at]
+    edges = even_bins(rates, bins)
     if len(edges) < 2:
         raise GradalignError(f"every question has the pass rate {pass_rate[0]:.2f}: score questions of more kinds")
-    counts = bootstrap_counts(len(pass_rate), draws, seed).astype(np.float64)
+    counts = np.concatenate([np.ones((1, len(at))), bootstrap_counts(len(at), draws, seed)])
+    keys = [(*key, "all") for key in standing.keys]
     curves, fits = [], []
     for space in SPACES:
-        steps = steps_of(run, standing.keys, standing.questions, space)
-        if steps is None:
-            raise GradalignError(
-                "this run kept no steps (its nodes were taken outright); score again with --node-selection pps"
-            )
-        for (teacher, objective), among_QQ in zip(standing.keys, steps.among_MQQ, strict=True):
-            whole = clarity_curve(among_QQ, pass_rate, edges)
-            drawn = clarity_curves(among_QQ, pass_rate, edges, counts)
-            low, high = percentile_interval(np.stack([curve.ratio_B for curve in drawn]), len(pass_rate))
+        for (teacher, objective), steps in zip(standing.keys, steps_themselves(run, keys, looked_at, space), strict=True):
+            whole, *drawn = clarity_curves(steps, rates, edges, counts)
+            low, high = percentile_interval(np.stack([curve.ratio_B for curve in drawn]), len(at))
             exponents = fit_exponents(drawn)
             alpha, beta = fit_exponents([whole])[0]
-            below, above = percentile_interval(exponents, len(pass_rate))
+            below, above = percentile_interval(exponents, len(at))
             named = {"teacher": teacher, "objective": objective, "space": space}
             curves.append(pd.DataFrame({
                 **named, "low": whole.low_B, "high": whole.high_B, "questions": whole.count_B.astype(int),

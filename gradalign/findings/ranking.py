@@ -11,7 +11,7 @@ import pandas as pd
 
 from gradalign.alignment import ScoreSums
 from gradalign.findings.accuracy import accuracy_of_teachers
-from gradalign.findings.assessed import LEAST_FOR_TRANSFER, RANKABLE, Scored, assess, tabulate
+from gradalign.findings.assessed import RANKABLE, Scored, assess, tabulate
 from gradalign.findings.foretold import Horizon, foretold_of
 from gradalign.findings.notes import absent, disagreements, outcome_notes, unforetold
 from gradalign.findings.rows import require_sampled, scored_rows, weigh
@@ -21,6 +21,7 @@ from gradalign.findings.wording import SCORE_HEADS, TIES, other_scores, placed, 
 from gradalign.inference import influence_interval, percentile_interval
 from gradalign.sheets import Head, Remark, Sheet, Shown, number
 from gradalign.store import Run
+from gradalign.transfer import LEAST
 from gradalign.types import REWARDS, GradalignError
 
 
@@ -134,7 +135,8 @@ def _scored(
     present = {teacher for teacher, _ in standing.keys}
     asked = present != {REWARDS}  # no teacher was where every objective looks at rewards alone
     notes = [absent(teacher, run) for teacher in teachers if asked and teacher not in present]
-    steps = steps_of(run, standing.keys, standing.questions) if len(standing.questions) >= LEAST_FOR_TRANSFER else None
+    keys = [(*key, "all") for key in standing.keys]
+    steps = steps_of(run, keys, standing.questions) if len(standing.questions) >= LEAST else None
     error = np.full(len(standing.keys), np.nan) if steps is None else steps.sketch_error()
     moved = None if steps is None else steps.transfer()
     told = foretold_of(run, standing.keys, standing.questions)

@@ -1,6 +1,6 @@
-"""The stored steps of a run: inner products between questions, and what of them is only the sketch's error."""
+"""The stored steps of a run: what transfer is told from, with the error of their sketch, and the steps of some questions as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,68 +8,108 @@ import numpy as np
 from jaxtyping import Float
 
 from gradalign.store import Run
-from gradalign.transfer import Transfer, transfer
+from gradalign.transfer import Batch, PairSums, Transfer, pair_sums, transfer
+
+_PARTS = 32  # read at once: 100 MB of steps, with 8 questions a part and 10 pairs of teacher and objective
+_ROOM, _BYTES = 2**28, 2**15  # for steps that are wanted as they are; what one has at most
+Space = Literal["head", "logits"]
+Key = tuple[str, str, str]
+_IDEAL = (None, None, "all")
 
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Inner products of the steps of M pairs of teacher and objective with the ideal steps of Q questions, and among themselves.
+    """What the steps of M pairs of teacher and objective say of pairs of questions; `exact` if they were kept whole and not sketched."""
 
-    `cross_MQQ` = <D_q, G_q'>, `among_MQQ` = <D_q, D_q'>, `ideal_QQ` = <G_q, G_q'>. `length` is the number of buckets of a sketch,
-    None where steps were kept whole.
-    """
+    sums: PairSums
+    exact: bool
 
-    cross_MQQ: Float[np.ndarray, "M Q Q"]
-    among_MQQ: Float[np.ndarray, "M Q Q"]
-    ideal_QQ: Float[np.ndarray, "Q Q"]
-    length: int | None
-
-    def part(self, at: Sequence[int]) -> "Steps":
-        """The same of some of the pairs, by their places."""
-        return Steps(self.cross_MQQ[list(at)], self.among_MQQ[list(at)], self.ideal_QQ, self.length)
-
-    def transfer(self, weight_MQ: Float[np.ndarray, "M Q"] | None = None) -> Transfer:
-        """Transfer of each pair, with questions weighted in training."""
-        return transfer(self.cross_MQQ, np.einsum("mqq->mq", self.among_MQQ), weight_MQ)
+    def transfer(self) -> Transfer:
+        """Transfer of each pair."""
+        return transfer(self.sums)
 
     def sketch_error(self) -> Float[np.ndarray, " M"]:
         """Standard error that the sketch adds to `drive_M`; 0 where steps were kept whole."""
-        if self.length is None:
-            return np.zeros(len(self.cross_MQQ))
-        pairs = self.ideal_QQ.shape[0] * (self.ideal_QQ.shape[0] - 1)
-        off = self.cross_MQQ.sum((1, 2)) - np.einsum("mqq->m", self.cross_MQQ)
-        norms = np.maximum(self.among_MQQ.sum((1, 2)), 0) * max(float(self.ideal_QQ.sum()), 0.0)
-        return np.sqrt((norms + off**2) / self.length) / max(pairs, 1)
+        count, questions = self.sums.others_MQ.shape
+        if self.exact:
+            return np.zeros(count)
+        off = self.sums.others_MQ.sum(1)
+        return np.sqrt((self.sums.taught2_M * self.sums.ideal2 + off**2) / self.sums.length) / max(
+            questions * (questions - 1), 1
+        )
 
 
 def steps_of(
-    run: Run,
-    keys: Sequence[tuple[str, str]],
-    questions: Sequence[str],
-    space: Literal["head", "logits"] = "head",
-    tokens: Sequence[str] | None = None,
+    run: Run, keys: Sequence[Key], questions: Sequence[str], weight_MQ: Float[np.ndarray, "M Q"] | None = None
 ) -> Steps | None:
-    """Read the steps of these pairs on these questions, in the output layer or summed in the logits.
+    """What the steps in the output layer say of these keys (teacher, objective, weighting of tokens) on these questions.
 
-    `tokens` is how each pair weighs tokens, all alike unless given. None where the run kept none (its nodes were taken outright); NaN
-    for a pair whose steps it did not keep so.
+    `weight_MQ` weighs questions in training, all alike unless given. None where the run kept no steps (its nodes were taken outright);
+    NaN for a key whose steps it did not keep.
     """
-    step, exact = ("step", "exact") if space == "head" else ("step_logits", "exact_logits")
-    table = run.table("steps", ["question", "teacher", "objective", "tokens", exact, step])
-    if not table.num_rows:
+    kept = run.table("steps", ["exact"])
+    if not kept.num_rows:
         return None
-    flat = table[step].combine_chunks().flatten().to_numpy()
-    steps = flat.reshape(table.num_rows, -1)
-    columns = zip(*(table[name].to_pylist() for name in ("question", "teacher", "objective", "tokens")), strict=True)
-    place = {row: i for i, row in enumerate(columns)}
-    ideal = steps[[place[q, None, None, "all"] for q in questions]].astype(np.float64)
-    shape = (len(keys), len(questions), len(questions))
-    cross, among = np.empty(shape), np.empty(shape)
-    for m, (key, kind) in enumerate(zip(keys, tokens or ["all"] * len(keys), strict=True)):
-        if any((q, *key, kind) not in place for q in questions):
-            cross[m] = among[m] = np.nan
-            continue
-        step = steps[[place[(q, *key, kind)] for q in questions]].astype(np.float64)
-        cross[m], among[m] = step @ ideal.T, step @ step.T
-    length = None if all(table[exact].to_pylist()) else steps.shape[1]
-    return Steps(cross, among, ideal @ ideal.T, length)
+    distinct = list(dict.fromkeys(keys))
+    weights = np.ones((len(keys), len(questions))) if weight_MQ is None else weight_MQ
+    stored = _Stored(run, distinct, questions, "step")
+    return Steps(pair_sums(stored, [distinct.index(key) for key in keys], weights), all(kept["exact"].to_pylist()))
+
+
+def steps_themselves(
+    run: Run, keys: Sequence[Key], questions: Sequence[str], space: Space
+) -> Iterator[Float[np.ndarray, "Q L"]]:
+    """The steps of one key after the other on these questions, in the output layer or summed in the logits; NaN where there are none.
+
+    No more are read at once than there is room for.
+    """
+    at_once = max(1, _ROOM // (_BYTES * len(questions)))
+    for start in range(0, len(keys), at_once):
+        some = keys[start : start + at_once]
+        batches = list(_Stored(run, some, questions, "step" if space == "head" else "step_logits"))
+        for k in range(len(some)):
+            found = np.full((len(questions), batches[0].ideal.shape[1]), np.nan, dtype=np.float32)
+            for batch in batches:
+                step = batch.step[k]
+                if step is not None:
+                    found[batch.at] = step
+            yield found
+
+
+class _Stored:
+    """Steps of a run in batches, some parts at a time. Can be gone over more than once; what lies in a few parts is read once."""
+
+    def __init__(self, run: Run, keys: Sequence[Key], questions: Sequence[str], column: str):
+        self.keys, self.column = keys, column
+        self.place = {question: q for q, question in enumerate(questions)}
+        parts = [run.parts[start : start + _PARTS] for start in range(0, len(run.parts), _PARTS)]
+        self.pieces = [Run(run.path, run.description, some) for some in parts]
+        self.only: Batch | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.only is not None:
+            yield self.only
+            return
+        for piece in self.pieces:
+            batch = self._read(piece)
+            self.only = batch if len(self.pieces) == 1 else None
+            if batch is not None:
+                yield batch
+
+    def _read(self, piece: Run) -> Batch | None:
+        """The steps of a piece of the run; None if it has none of the questions."""
+        table = piece.table("steps", ["question", "teacher", "objective", "tokens", self.column])
+        names = zip(*(table[name].to_pylist() for name in ("question", "teacher", "objective", "tokens")), strict=True)
+        row = {(question, *key): i for i, (question, *key) in enumerate(names)}
+        here = [question for question, *key in row if question in self.place and tuple(key) == _IDEAL]
+        if not here:
+            return None
+        steps = table[self.column].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+
+        def of(key: tuple[str | None, ...]) -> np.ndarray | None:
+            rows = [row.get((question, *key)) for question in here]
+            return None if None in rows else steps[rows]
+
+        ideal = of(_IDEAL)
+        assert ideal is not None
+        return Batch(np.array([self.place[question] for question in here]), [of(key) for key in self.keys], ideal)
