@@ -30,7 +30,7 @@ def as_numbers(frame) -> np.ndarray:
 
 def test_findings_do_not_depend_on_how_much_is_read_at_once(run, monkeypatch):
     ranked, diagnosed = rank(run), paced_diagnostics(run, draws=50)
-    monkeypatch.setattr("gradalign.findings.steps._PARTS", 3)
+    monkeypatch.setattr("gradalign.store.run._PARTS", 3)
     monkeypatch.setattr("gradalign.findings.steps._ROOM", 1)
     again, anew = rank(run), paced_diagnostics(run, draws=50)
     assert again.frame.teacher.tolist() == ranked.frame.teacher.tolist()

@@ -131,7 +131,7 @@ def _scored(
     standing = standing_of(scores, teachers, objectives or run.identity["objectives"])
     if not standing.questions:
         raise GradalignError("the teachers share no question; the run's `skipped` table says why: rank fewer teachers together")
-    sums = _question_sums(scored_rows(run, support), standing)
+    sums = _question_sums(run, support, standing)
     present = {teacher for teacher, _ in standing.keys}
     asked = present != {REWARDS}  # no teacher was where every objective looks at rewards alone
     notes = [absent(teacher, run) for teacher in teachers if asked and teacher not in present]
@@ -143,10 +143,13 @@ def _scored(
     return assess(standing, sums, moved, error, notes, draws, seed, None, told, horizon)
 
 
-def _question_sums(rows: pd.DataFrame, standing: Standing) -> ScoreSums:
+def _question_sums(run: Run, support: str, standing: Standing) -> ScoreSums:
     """Sums (M, Q) over the nodes of each shared question: the linear ones over all nodes, those of the cosines over chosen nodes."""
-    weighted = weigh(rows, rows["weight"])
-    grouped = weighted.groupby([rows["teacher"], rows["objective"], rows["question"]]).sum()
+    found = []
+    for piece in run.pieces():
+        rows = scored_rows(piece, support)
+        found.append(weigh(rows, rows["weight"]).groupby([rows["teacher"], rows["objective"], rows["question"]]).sum())
+    grouped = pd.concat(found)
     wanted = pd.MultiIndex.from_tuples(
         [(*key, q) for key in standing.keys for q in standing.questions], names=[*KEYS, "question"]
     )

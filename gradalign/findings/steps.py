@@ -10,7 +10,6 @@ from jaxtyping import Float
 from gradalign.store import Run
 from gradalign.transfer import Batch, PairSums, Transfer, pair_sums, transfer
 
-_PARTS = 32  # read at once: 100 MB of steps, with 8 questions a part and 10 pairs of teacher and objective
 _ROOM, _BYTES = 2**28, 2**15  # for steps that are wanted as they are; what one has at most
 Space = Literal["head", "logits"]
 Key = tuple[str, str, str]
@@ -82,8 +81,7 @@ class _Stored:
     def __init__(self, run: Run, keys: Sequence[Key], questions: Sequence[str], column: str):
         self.keys, self.column = keys, column
         self.place = {question: q for q, question in enumerate(questions)}
-        parts = [run.parts[start : start + _PARTS] for start in range(0, len(run.parts), _PARTS)]
-        self.pieces = [Run(run.path, run.description, some) for some in parts]
+        self.pieces = run.pieces()
         self.only: Batch | None = None
 
     def __iter__(self) -> Iterator[Batch]:

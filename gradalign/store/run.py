@@ -13,6 +13,8 @@ from gradalign.store.places import Place, at_once, place_of, read_parquet
 from gradalign.store.schema import TABLES, arrow_schema
 from gradalign.types import GradalignError
 
+_PARTS = 32  # of a piece: 100 MB of steps, with 8 questions a part and 10 pairs of teacher and objective
+
 
 class Run:
     """A run folder as pandas frames: `run.frame("alignment")`, or `run.alignment`, one attribute for each table."""
@@ -45,6 +47,11 @@ class Run:
     def frame(self, name: str, columns: list[str] | None = None, where: pc.Expression | None = None) -> pd.DataFrame:
         """A table of the run as a pandas frame; `gradalign.store.TABLES` says what its columns mean."""
         return self.table(name, columns, where).to_pandas()
+
+    def pieces(self) -> list["Run"]:
+        """The run in pieces of some parts each, for what reads them one after the other; a question lies in one of them, whole."""
+        starts = range(0, len(self.parts), _PARTS)
+        return [Run(self.path, self.description, self.parts[start : start + _PARTS]) for start in starts]
 
     def holding(self, questions: Collection[str]) -> "Run":
         """The same run with only the parts that hold any of these questions: their rows, and those of their neighbours, are soon read."""
