@@ -9,12 +9,29 @@ from scipy.stats import t as student_t
 
 LEAST_UNITS = 4  # questions that say how much questions differ
 _FLIPS = 500  # sign flips at once
+_AT_ONCE = 100  # resamples
 
 
 def bootstrap_counts(questions: int, draws: int, seed: int) -> Int[np.ndarray, "B Q"]:
     """How often each question is drawn in each of `draws` resamples of whole questions (the cluster bootstrap)."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(questions, np.full(questions, 1 / questions), size=draws)
+
+
+class Resamples:
+    """Resamples of whole questions, those of `bootstrap_counts`, as small as they can be kept."""
+
+    def __init__(self, questions: int, draws: int, seed: int):
+        self.draws, rng = draws, np.random.default_rng(seed)
+        self.counts_BQ = np.empty((draws, questions), dtype=np.uint16)
+        for start in range(0, draws, _AT_ONCE):
+            some = self.counts_BQ[start : start + _AT_ONCE]
+            some[:] = rng.multinomial(questions, np.full(questions, 1 / questions), size=len(some))
+
+    def means(self, values_MQ: Float[np.ndarray, "M Q"]) -> Float[np.ndarray, "B M"]:
+        """The mean over questions in each resample."""
+        at_once = [self.counts_BQ[start : start + _AT_ONCE] for start in range(0, self.draws, _AT_ONCE)]
+        return np.concatenate([some @ values_MQ.T for some in at_once]) / self.counts_BQ.shape[1]
 
 
 def percentile_interval(

@@ -51,7 +51,7 @@ def test_resamples_of_all_questions_alike_give_the_value():
     rng = np.random.default_rng(0)
     adam, plain, lift = (rng.normal(mean, 0.1, (3, 10)) for mean in (1.0, 1.0, 0.3))
     told = Foretold(adam, plain, np.array([4.0, 1.0, 9.0]), lift)
-    value, drawn = told.change(Horizon(), np.full((2, 10), 0.1))
+    value, drawn = told.change(Horizon(), lambda values_MQ: np.full((2, 10), 0.1) @ values_MQ.T)
     np.testing.assert_allclose(drawn, np.tile(value, (2, 1)))
     np.testing.assert_allclose(told.unit_M, plain.mean(1) / [2, 1, 3])
 

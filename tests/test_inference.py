@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from gradalign.inference import _unskewed, effective_freedom, influence_interval, standard_error, upper_bound
+from gradalign.inference import (
+    Resamples,
+    _unskewed,
+    bootstrap_counts,
+    effective_freedom,
+    influence_interval,
+    standard_error,
+    upper_bound,
+)
 
 
 def test_even_influences_give_students_interval():
@@ -50,3 +58,9 @@ def test_one_question_and_no_spread():
     assert np.isnan(influence_interval(np.ones(1), np.zeros((1, 1)))).all()
     low, high = influence_interval(np.ones(1), np.zeros((1, 8)))
     assert low == high == 1
+
+
+def test_kept_resamples_are_those_of_the_bootstrap():
+    values = np.random.default_rng(0).standard_normal((3, 37))
+    counts = bootstrap_counts(37, 250, 5)
+    np.testing.assert_allclose(Resamples(37, 250, 5).means(values), counts @ values.T / 37, rtol=1e-12, atol=1e-15)

@@ -11,7 +11,7 @@ import pandas as pd
 from gradalign.alignment import SCORES, ScoreSums, pooled_scores
 from gradalign.findings.foretold import FORETOLD, Foretold, Horizon, first_step_shares
 from gradalign.findings.standing import KEYS, LINEAR, Standing
-from gradalign.inference import bootstrap_counts, compare_with_best, influence_interval, percentile_interval
+from gradalign.inference import Resamples, compare_with_best, influence_interval, percentile_interval
 from gradalign.transfer import Transfer
 from gradalign.types import REWARDS, GradalignError
 
@@ -88,13 +88,9 @@ def assess(
     What is ranked is each of the M, or what `stages` names, with the places of its stages among them.
     """
     stages = {key: (m,) for m, key in enumerate(standing.keys)} if stages is None else stages
-    questions = len(standing.questions)
-    counts = bootstrap_counts(questions, draws, seed) / questions
-    score, drawn = (
-        pooled_scores(sums.map(lambda array: array.mean(-1))),
-        pooled_scores(sums.map(lambda array: counts @ array.T)),
-    )
-    if questions == 1:  # one question says nothing of how questions differ
+    resamples = Resamples(len(standing.questions), draws, seed)
+    score, drawn = pooled_scores(sums.map(lambda array: array.mean(-1))), pooled_scores(sums.map(resamples.means))
+    if len(standing.questions) == 1:  # one question says nothing of how questions differ
         drawn = {name: np.full_like(values, np.nan) for name, values in drawn.items()}
     nothing = np.full(len(standing.keys), np.nan)
     score["transfer_drive"], score["transfer"] = (nothing, nothing) if moved is None else (moved.drive_M, moved.unit_M)
@@ -104,7 +100,7 @@ def assess(
     found = Scored(tuple(stages), tuple(stages.values()), standing, {}, {}, {}, {}, notes, moved, sketch_error, units, told)
     found.score.update({name: found.over_stages(value) for name, value in score.items()})
     found.draws.update({name: found.over_stages(value.T).T for name, value in drawn.items()})
-    _foretell(found, counts, horizon or Horizon())
+    _foretell(found, resamples, horizon or Horizon())
     score, drawn = found.score, found.draws
     for name in RANKABLE:
         influence = found.influence(name)
@@ -113,17 +109,17 @@ def assess(
             continue
         found.low[name], found.high[name] = influence_interval(score[name], influence)
         if name in (*TRANSFER, "first_step"):  # resampled by its influences
-            drawn[name] = score[name] + counts @ influence.T
+            drawn[name] = score[name] + resamples.means(influence)
     return found
 
 
-def _foretell(found: Scored, counts_BQ: np.ndarray, horizon: Horizon) -> None:
+def _foretell(found: Scored, resamples: Resamples, horizon: Horizon) -> None:
     """What first steps say: the gain for one unit of learning rate, and the change of success after training."""
     nothing = np.full(len(found.keys), np.nan)
     found.units["foretold"] = np.full(len(found.keys), len(found.standing.questions))
     found.score["first_step"] = nothing if found.told is None else found.told.adam_MQ.mean(1)
     found.score["foretold"], found.draws["foretold"] = (
-        (nothing, np.tile(nothing, (len(counts_BQ), 1))) if found.told is None else found.told.change(horizon, counts_BQ)
+        (nothing, np.tile(nothing, (resamples.draws, 1))) if found.told is None else found.told.change(horizon, resamples.means)
     )
 
 

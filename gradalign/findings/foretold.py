@@ -3,7 +3,7 @@
 # pandas types its results too widely for these rules.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +67,13 @@ class Foretold:
         """Mean gain for a unit of step along the plain gradient."""
         return self._unit_MQ.mean(1)
 
-    def change(self, horizon: Horizon, counts_BQ: Float[np.ndarray, "B Q"]) -> tuple[np.ndarray, np.ndarray]:
-        """Change of success after training: (M,), and on resamples of questions, whose weights (B, Q) have the sum 1, (B, M)."""
+    def change(self, horizon: Horizon, means: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Change of success after training: (M,), and on resamples of questions, whose `means` (B, M) of values (M, Q) are told, (B, M)."""
         values = (self.adam_MQ, self.lift_MQ, self._unit_MQ)
         slope, lift, unit = (each.mean(1) for each in values)
         pace = speed(slope, lift)
         time = horizon.time(pace)
-        drawn = [counts_BQ @ each.T for each in values]
+        drawn = [means(each) for each in values]
         return change(slope, ends(slope, lift, unit), pace, time), change(drawn[0], ends(*drawn), pace, time)
 
 
