@@ -1,7 +1,8 @@
 """What `gradalign score` costs as its input grows: seconds and peak memory against questions, base rollouts, rollout length, vocabulary.
 
 Each goes over a factor of sixteen while the others stand. Questions and rollouts are scored with the built-in student; for length and
-vocabulary the student and its teacher are random models of small width, whose rollouts hardly end before their limit. Every point is a
+vocabulary the student and its teacher are random models of small width, whose rollouts hardly end before their limit. Apart from these
+`gradalign rank` is measured against questions, on runs of made-up numbers, with eight pairs of teacher and objective. Every point is a
 process of its own, that has imported everything and scored one question before the clock starts. So what is fixed (imports, loading,
 the first use of each library) is mostly out of it; what is left of it bends the curve at its small end, and exponents are therefore those
 of a straight line through the logarithms of the three largest points. Time is that of the one thread that works, in which what else the
@@ -10,8 +11,8 @@ machine does hardly shows; of two runs the shorter counts. Memory is the peak of
 The vocabulary begins at 8,192 tokens, since what does not depend on it is most of the time of smaller ones; rollouts of all lengths are
 over as many. Attention, which is quadratic in the length, is a larger share of a model as narrow as this than of a real one.
 
-Exits 1, at full size, if an exponent of time is above 1.1, or that of memory in the number of questions above 0.2. At full size it also
-draws docs/linear_cost.svg. `SMALL=1` for the size that CI runs.
+Exits 1, at full size, if an exponent of time is above 1.1, or that of memory in the number of questions, scored or ranked, above 0.2.
+At full size it also draws docs/linear_cost.svg. `SMALL=1` for the size that CI runs.
 """
 
 import gc
@@ -29,29 +30,34 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from side_by_side import Comparison, tell
+from synthetic import write_run
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trials import SMALL, report
 
 from gradalign.api import configure, run_score
 from gradalign.engines import HFEngine
+from gradalign.findings import rank
 from gradalign.models import CausalLanguageModel, LoadedModel
 from gradalign.pipeline import Budget, Cast, Effort, Execution, Member, RunConfig, load_cast
+from gradalign.store import load_run
 from gradalign.types import Question, TeacherSpec
 
 PICTURE = Path(__file__).parents[1] / "docs" / "linear_cost.svg"
 POINTS, REPEATS = (3, 1) if SMALL else (5, 2)
 LARGEST = 3  # points that exponents of time are taken from
 TIME, MEMORY = 1.1, 0.2
+BOUND = ("questions", "ranked")  # whose memory MEMORY is meant for
 FROM = (
-    {"questions": 4, "rollouts": 8, "length": 8, "vocabulary": 2048}
+    {"questions": 4, "rollouts": 8, "length": 8, "vocabulary": 2048, "ranked": 50}
     if SMALL
-    else {"questions": 8, "rollouts": 32, "length": 16, "vocabulary": 8192}
+    else {"questions": 8, "rollouts": 32, "length": 16, "vocabulary": 8192, "ranked": 500}
 )
 MEANT = {
     "questions": "questions",
     "rollouts": "base rollouts a question",
     "length": "tokens a rollout",
     "vocabulary": "tokens of vocabulary",
+    "ranked": "questions ranked",
 }
 QUESTIONS = 2 if SMALL else 4
 EFFORT = Effort(Budget(16))
@@ -108,26 +114,43 @@ def built_in_run(questions: int, rollouts: int) -> tuple[RunConfig, Cast, None]:
     return config, load_cast(config, Execution()), None
 
 
-RUNS: dict[str, Callable[[int], tuple[RunConfig, Cast, list[Question] | None]]] = {
-    "questions": lambda amount: built_in_run(amount, 8),
-    "rollouts": lambda amount: built_in_run(2 * QUESTIONS, amount),
-    "length": lambda amount: random_run(8192, amount, 2),
-    "vocabulary": lambda amount: random_run(amount, 16, 2),
+def scoring(run: tuple[RunConfig, Cast, list[Question] | None], folder: Path) -> Callable[[], object]:
+    """What scores a run."""
+    config, cast, questions = run
+    return lambda: run_score(config, folder, cast=cast, questions=questions, effort=EFFORT)
+
+
+def ranking(questions: int, folder: Path) -> Callable[[], object]:
+    """What ranks a run of made-up numbers, written for it."""
+    write_run(folder, questions, scored=8, rollouts=4, length=16, part=8)
+    return lambda: rank(load_run(folder))
+
+
+WORK: dict[str, Callable[[int, Path], Callable[[], object]]] = {
+    "questions": lambda amount, folder: scoring(built_in_run(amount, 8), folder),
+    "rollouts": lambda amount, folder: scoring(built_in_run(2 * QUESTIONS, amount), folder),
+    "length": lambda amount, folder: scoring(random_run(8192, amount, 2), folder),
+    "vocabulary": lambda amount, folder: scoring(random_run(amount, 16, 2), folder),
+    "ranked": ranking,
+}
+WARMING: dict[str, Callable[[Path], Callable[[], object]]] = {
+    **dict.fromkeys(("questions", "rollouts"), lambda folder: scoring(built_in_run(1, 8), folder)),
+    "length": lambda folder: scoring(random_run(8192, FROM["length"], 1), folder),
+    "vocabulary": lambda folder: scoring(random_run(FROM["vocabulary"], 16, 1), folder),
+    "ranked": lambda folder: ranking(8, folder),
 }
 
 
 def measure(axis: str, amount: int) -> dict[str, float]:
-    """Score one run; seconds of work and on the clock, the process's peak memory, and where that stood before."""
+    """Do one piece of work; seconds of work and on the clock, the process's peak memory, and where that stood before."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        for name, size in (("first", FROM[axis]), ("run", amount)):
-            config, cast, questions = RUNS[axis](size)
-            if name == "first":
-                config, cast, questions = built_in_run(1, 8) if questions is None else (config, cast, questions[:1])
-            gc.collect()
-            before, began, worked = peak_mib(), time.perf_counter(), time.process_time()
-            run_score(config, Path(place) / name, cast=cast, questions=questions, effort=EFFORT)
-            wall, seconds = time.perf_counter() - began, time.process_time() - worked
+        WARMING[axis](Path(place) / "first")()
+        work = WORK[axis](amount, Path(place) / "run")
+        gc.collect()
+        before, began, worked = peak_mib(), time.perf_counter(), time.process_time()
+        work()
+        wall, seconds = time.perf_counter() - began, time.process_time() - worked
     return {"amount": amount, "seconds": seconds, "wall_seconds": wall, "before_mib": before, "peak_mib": peak_mib()}
 
 
@@ -185,7 +208,7 @@ def comparisons(axis: str, of_axis: dict[str, Any]) -> list[Comparison]:
     first, last = (of_axis["points"][i]["amount"] for i in (0, -1))
     what = f"{{}} against {MEANT[axis]}, {first:,} to {last:,}"
     exponents = of_axis["exponents"]
-    memory = MEMORY if axis == "questions" else None
+    memory = MEMORY if axis in BOUND else None
     return [
         Comparison(what.format("time"), "exponent", [exponents["seconds"]], bar=TIME),
         Comparison(what.format("memory"), "exponent", [exponents["peak_mib"]], bar=memory),
@@ -214,7 +237,7 @@ def main() -> None:
         return
     draw(found)
     beyond = [f"time in {MEANT[axis]}" for axis in found if found[axis]["exponents"]["seconds"] > TIME]
-    beyond += ["memory in questions"] if found["questions"]["exponents"]["peak_mib"] > MEMORY else []
+    beyond += [f"memory in {MEANT[axis]}" for axis in BOUND if found[axis]["exponents"]["peak_mib"] > MEMORY]
     if beyond:
         sys.exit(f"beyond its limit: {', '.join(beyond)}")
 
