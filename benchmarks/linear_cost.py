@@ -190,7 +190,9 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
             values, panel = np.array([point[what] for point in of_axis["points"]]), panels[row][column]
             panel.loglog(amounts, values, color=colour, marker=marker, base=2)
             panel.set_title(f"exponent {of_axis['exponents'][what]:.2f}", fontsize=10)
-            panel.set_xticks(amounts, [f"{amount // 1024}k" if amount % 1024 == 0 else f"{amount:,}" for amount in amounts])
+            panel.set_xticks(
+                amounts, [f"{amount // 1024}k" if amount % 1024 == 0 else f"{amount:,}" for amount in amounts], fontsize=8
+            )
             panel.set_ylim(values.min() / 1.5, values.max() * 1.5)
             if what == "seconds":
                 panel.loglog(amounts, values[-1] * amounts / amounts[-1], color="#777777", linestyle="--", base=2)
