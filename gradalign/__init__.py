@@ -1,6 +1,6 @@
 """gradalign: does a teacher push a student toward success? Token-level answers before any training run.
 
-run = gradalign.score(student="builtin:small", teachers=["ctx:correct_demo", "ctx:wrong_demo"])
+run = gradalign.score(student="builtin:medium", teachers=["ctx:correct_demo", "ctx:wrong_demo"])
 gradalign.rank(run).frame
 gradalign.load_run("runs/...").alignment
 """

@@ -38,7 +38,7 @@ from gradalign.seeds import seed_of
 from gradalign.store import Place, Run, RunFolder, load_run, place_of
 from gradalign.types import GradalignError, Question
 
-BUILTIN_STUDENT = "builtin:small"
+BUILTIN_STUDENT = "builtin:medium"
 BUILTIN_QUESTIONS = "builtin:arithmetic"
 BUILTIN_TEACHERS = ("ctx:correct_demo", "ctx:correct_wrong_demo", "ctx:wrong_demo", "ctx:answer")
 BUILTIN_LIMIT = 64
@@ -59,7 +59,7 @@ def configure(
 ) -> RunConfig:
     """A run's settings with the defaults filled in.
 
-    With no student everything is built in: `builtin:small` on 64 questions of `builtin:arithmetic` under four contexts (of a built-in
+    With no student everything is built in: `builtin:medium` on 64 questions of `builtin:arithmetic` under four contexts (of a built-in
     set the first 64 are taken unless `limit` or `sample` says otherwise). `columns` may be a mapping, as `{"question": "QUERY"}`.
     A student of one's own is scored under `ctx:correct_demo` unless teachers are given. Teachers sample rollouts of their own where an
     objective asks for them.

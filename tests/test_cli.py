@@ -412,7 +412,7 @@ def test_what_a_run_found_is_shown_and_reported(gradalign, tmp_path):
 
 
 def test_a_question_is_shown_token_by_token(gradalign, tmp_path):
-    assert gradalign("score", *TINY, "--out", "r")[0] == 0
+    assert gradalign("score", *TINY, "--student", "builtin:small", "--out", "r")[0] == 0
     run = load_run(tmp_path / "r")
     scored = run.questions[run.questions.scored_nodes > 0].question.iloc[0]
     base = run.rollouts[(run.rollouts.purpose == "base") & (run.rollouts.question == scored)].set_index("rollout")

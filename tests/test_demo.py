@@ -87,7 +87,7 @@ def test_every_kind_of_teacher(tmp_path):
     assert same.drive.abs().max() < 1e-6
     assert same.teacher_advantage.abs().max() < 1e-6
     sources = run.rollouts[run.rollouts.purpose == "demonstration"].source
-    assert {*sources} == {"builtin:small", "builtin:large"}
+    assert {*sources} == {"builtin:medium", "builtin:large"}
     messages = run.contexts.set_index(["question", "teacher"]).message
     question = run.contexts.question[run.contexts.teacher == "ctx:summary"].iloc[0]
     assert "Key steps" in messages[question, "ctx:summary"]

@@ -126,7 +126,7 @@ def test_contexts_show_prints_prompts_counts_and_boundary(gradalign):
     code, out, _ = gradalign("contexts", "show", "--teacher", "ctx:correct_demo:system", "--question", "arithmetic-train-0003")
     assert code == 0
     assert "question arithmetic-train-0003" in out
-    assert "student builtin:small: " in out
+    assert "student builtin:medium: " in out
     assert "ctx:correct_demo:system: " in out
     assert out.count("⟦<|im_start|>assistant\n⟧") == 2
     assert "<|im_start|>system\nA correct solution:\n" in out

@@ -144,6 +144,7 @@ def test_a_run_with_a_served_student(small, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADALIGN_API_KEY", "key-of-the-test")
     with served(small, key="key-of-the-test") as fake:
         run = gradalign.score(
+            student="builtin:small",
             teachers=["ctx:correct_demo"], out=tmp_path / "run", limit=2, rollouts=8, demonstrations=4, budget=8, engine=fake.name,
             batch_size=4,
         )  # fmt: skip

@@ -20,6 +20,7 @@ from gradalign.types import CompletionRequest, GradalignError
 CPU = LoadOptions(device="cpu")
 TEACHERS = ("model:builtin:medium", "ctx:correct_demo@model:builtin:large", "model:builtin:large", "ctx:answer")
 SETTINGS = {
+    "student": "builtin:small",
     "teachers": TEACHERS, "limit": 3, "rollouts": 6, "budget": 6, "demonstrations": 4, "max_tokens": 24, "device": "cpu",
     "objectives": ("reverse_kl", "minillm:1"),
 }  # fmt: skip

@@ -128,7 +128,7 @@ def outcome_notes(run: Run) -> Sequence[str]:
         left: missing,
         "questions with every base rollout right (they say little)": int((sampled["pass_rate"] == 1).sum()),
         "questions with every base rollout wrong (they say little)": int((sampled["pass_rate"] == 0).sum()),
-        "questions whose share of the token budget left no targeted rollout": int(
+        "of the questions got no targeted rollout out of the budget": int(
             ((sampled["nodes"] > 0) & (sampled["targeted_rollouts"] == 0)).sum()
         ),
         "base rollouts in which no answer could be read": int(sampled["ungradable"].sum()),
