@@ -112,8 +112,8 @@ def speed_page() -> str:
         table(("", "unit", "ours", "against", "its", "ratio", "bar", "kept"), rows),
         "Forward passes of the built-in student, of 0.37 million parameters, are so short that two fifths of the default run are text, "
         "numbers and files; with SmolLM2-135M a tenth or less is. So the default run has a process on every core, and of its wall time "
-        "that part counts here in which at least one of them is in a forward pass. Exponents are those of time and of peak memory as the input grows "
-        "([how it grows](cost.md)).\n",
+        "that part counts here in which at least one of them is in a forward pass. Exponents are those of time and of peak memory as "
+        "the input grows ([how it grows](cost.md)).\n",
         f"The pass over the vocabulary on {_machine(cuda['machine'])}, random weights in the shape of Qwen3-0.6B:\n",
         table(
             ("", "case", "tokens", "seconds", "baseline's", "ratio", "bar", "memory ratio"),
