@@ -16,6 +16,7 @@ import gradalign
 from gradalign.store import TABLES, Run, load_run
 
 SETTINGS = {
+    "student": "builtin:small",
     "teachers": ["ctx:correct_demo", "ctx:wrong_demo", "ctx:summary"],
     "objectives": ["reverse_kl", "forward_kl", "jsd:0.5", "sampled_kl", "pbsd:0.5"],
     "limit": 40,

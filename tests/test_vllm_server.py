@@ -29,7 +29,9 @@ from gradalign.types import CompletionRequest, GradalignError
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 _STARTS_WITHIN = 240
 _SAMPLES = 20_000
-SETTINGS = {"limit": 2, "rollouts": 8, "demonstrations": 4, "budget": 8, "batch_size": 32, "device": "cpu"}
+SETTINGS = {
+    "student": "builtin:small", "limit": 2, "rollouts": 8, "demonstrations": 4, "budget": 8, "batch_size": 32, "device": "cpu",
+}  # fmt: skip
 
 
 @contextmanager
