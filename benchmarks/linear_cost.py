@@ -3,10 +3,11 @@
 Each goes over a factor of sixteen while the others stand. Questions and rollouts are scored with the built-in student; for length and
 vocabulary the student and its teacher are random models of small width, whose rollouts hardly end before their limit. Apart from these
 `gradalign rank` is measured against questions, on runs of made-up numbers, with eight pairs of teacher and objective. Every point is a
-process of its own, that has imported everything and scored one question before the clock starts. So what is fixed (imports, loading,
-the first use of each library) is mostly out of it; what is left of it bends the curve at its small end, and exponents are therefore those
-of a straight line through the logarithms of the three largest points. Time is that of the one thread that works, in which what else the
-machine does hardly shows; of two runs the shorter counts. Memory is the peak of the whole process; its exponent is through all points.
+process of its own, that has imported everything and scored one question, or ranked eight, before the clock starts. So what is fixed
+(imports, loading, the first use of each library) is mostly out of it; what is left of it bends the curve at its small end, and exponents
+are therefore those of a straight line through the logarithms of the three largest points. Time is that of the threads that work (of one,
+in scoring), in which what else the machine does hardly shows; of two runs the shorter counts. Memory is the peak of the whole process;
+its exponent is through all points.
 
 The vocabulary begins at 8,192 tokens, since what does not depend on it is most of the time of smaller ones; rollouts of all lengths are
 over as many. Attention, which is quadratic in the length, is a larger share of a model as narrow as this than of a real one.
@@ -233,7 +234,13 @@ def main() -> None:
         for axis, of_axis in found.items()
     ]
     columns = ["", "seconds", "exponent", "peak MiB", "exponent"]
-    report("linear_cost", "Cost of scoring as its input grows, each point twice the one before", columns, rows, found)
+    report(
+        "linear_cost",
+        "Cost of scoring, and of ranking, as the input grows, each point twice the one before",
+        columns,
+        rows,
+        found,
+    )
     tell([comparison for axis, of_axis in found.items() for comparison in comparisons(axis, of_axis)])
     if SMALL:
         return

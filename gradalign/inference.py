@@ -14,12 +14,11 @@ _AT_ONCE = 100  # resamples
 
 def bootstrap_counts(questions: int, draws: int, seed: int) -> Int[np.ndarray, "B Q"]:
     """How often each question is drawn in each of `draws` resamples of whole questions (the cluster bootstrap)."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(questions, np.full(questions, 1 / questions), size=draws)
+    return Resamples(questions, draws, seed).counts_BQ.astype(np.int64)
 
 
 class Resamples:
-    """Resamples of whole questions, those of `bootstrap_counts`, as small as they can be kept."""
+    """Resamples of whole questions (the cluster bootstrap), kept small: how often each question is in each, `counts_BQ`."""
 
     def __init__(self, questions: int, draws: int, seed: int):
         self.draws, rng = draws, np.random.default_rng(seed)

@@ -26,6 +26,11 @@ class Batch:
     step: Sequence[Float[np.ndarray, "N L"] | None]
     ideal: Float[np.ndarray, "N L"]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return sum(array.nbytes for array in (self.ideal, *self.step) if array is not None)
+
     def of(self, rows: Int[np.ndarray, " R"]) -> "Batch":
         """Copies of some of its rows."""
         return Batch(self.at[rows], [None if step is None else step[rows] for step in self.step], self.ideal[rows])
@@ -62,6 +67,7 @@ def pair_sums(batches: Iterable[Batch], pair_M: Sequence[int], weight_MQ: Float[
     Configuration m has the steps of pair `pair_M[m]` of a batch, with its own weights of questions.
     """
     questions, pair = weight_MQ.shape[1], np.asarray(pair_M)
+    looked_at = sampled(questions)
     own_PQ, norm2_PQ, onto_PQ = np.full((3, pair.max() + 1, questions), np.nan)
     into_MQ = np.full(weight_MQ.shape, np.nan)
     taught_ML, ideal_L, kept = np.zeros((len(pair), 1)), np.zeros(1), []
@@ -74,7 +80,7 @@ def pair_sums(batches: Iterable[Batch], pair_M: Sequence[int], weight_MQ: Float[
                 own_PQ[p, batch.at], norm2_PQ[p, batch.at] = (step_NL * ideal_NL).sum(1), (step_NL**2).sum(1)
                 moved_ML[pair == p] = weight_MQ[pair == p][:, batch.at] @ step_NL
         taught_ML, ideal_L = taught_ML + moved_ML, ideal_L + ideal_NL.sum(0)
-        kept.append(batch.of(np.flatnonzero(np.isin(batch.at, sampled(questions)))))
+        kept.append(batch.of(np.flatnonzero(np.isin(batch.at, looked_at))))
     for batch in batches:
         into_MQ[:, batch.at] = taught_ML @ batch.ideal.T
         for p, stored in enumerate(batch.step):

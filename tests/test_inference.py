@@ -60,7 +60,8 @@ def test_one_question_and_no_spread():
     assert low == high == 1
 
 
-def test_kept_resamples_are_those_of_the_bootstrap():
+def test_resamples_draw_whole_questions_with_replacement():
     values = np.random.default_rng(0).standard_normal((3, 37))
-    counts = bootstrap_counts(37, 250, 5)
+    counts = np.random.default_rng(5).multinomial(37, np.full(37, 1 / 37), size=250)
+    np.testing.assert_array_equal(bootstrap_counts(37, 250, 5), counts)
     np.testing.assert_allclose(Resamples(37, 250, 5).means(values), counts @ values.T / 37, rtol=1e-12, atol=1e-15)

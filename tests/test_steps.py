@@ -31,11 +31,12 @@ def as_numbers(frame) -> np.ndarray:
 def test_findings_do_not_depend_on_how_much_is_read_at_once(run, monkeypatch):
     ranked, diagnosed = rank(run), paced_diagnostics(run, draws=50)
     monkeypatch.setattr("gradalign.store.run._PARTS", 3)
-    monkeypatch.setattr("gradalign.findings.steps._ROOM", 1)
-    again, anew = rank(run), paced_diagnostics(run, draws=50)
-    assert again.frame.teacher.tolist() == ranked.frame.teacher.tolist()
-    np.testing.assert_allclose(as_numbers(again.frame), as_numbers(ranked.frame), rtol=1e-9, atol=1e-15)
-    np.testing.assert_allclose(as_numbers(anew.curve), as_numbers(diagnosed.curve), rtol=1e-9)
+    for room in (2**28, 5000, 1):
+        monkeypatch.setattr("gradalign.findings.steps._ROOM", room)
+        again, anew = rank(run), paced_diagnostics(run, draws=50)
+        assert again.frame.teacher.tolist() == ranked.frame.teacher.tolist()
+        np.testing.assert_allclose(as_numbers(again.frame), as_numbers(ranked.frame), rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(as_numbers(anew.curve), as_numbers(diagnosed.curve), rtol=1e-9)
 
 
 def test_steps_are_those_of_their_questions(run):

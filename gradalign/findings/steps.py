@@ -10,7 +10,7 @@ from jaxtyping import Float
 from gradalign.store import Run
 from gradalign.transfer import Batch, PairSums, Transfer, pair_sums, transfer
 
-_ROOM, _BYTES = 2**28, 2**15  # for steps that are wanted as they are; what one has at most
+_ROOM, _BYTES = 2**28, 2**15  # for steps that are kept at once; what one has at most
 Space = Literal["head", "logits"]
 Key = tuple[str, str, str]
 _IDEAL = (None, None, "all")
@@ -76,23 +76,24 @@ def steps_themselves(
 
 
 class _Stored:
-    """Steps of a run in batches, some parts at a time. Can be gone over more than once; what lies in a few parts is read once."""
+    """Steps of a run in batches, some parts at a time. Can be gone over more than once; as many as there is room for are read once."""
 
     def __init__(self, run: Run, keys: Sequence[Key], questions: Sequence[str], column: str):
         self.keys, self.column = keys, column
         self.place = {question: q for q, question in enumerate(questions)}
         self.pieces = run.pieces()
-        self.only: Batch | None = None
+        self.kept: dict[int, Batch] = {}
+        self.room = _ROOM
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.only is not None:
-            yield self.only
-            return
-        for piece in self.pieces:
-            batch = self._read(piece)
-            self.only = batch if len(self.pieces) == 1 else None
-            if batch is not None:
-                yield batch
+        for number, piece in enumerate(self.pieces):
+            batch = self.kept.get(number) or self._read(piece)
+            if batch is None:
+                continue
+            if number not in self.kept and batch.nbytes <= self.room:
+                self.kept[number] = batch
+                self.room -= batch.nbytes
+            yield batch
 
     def _read(self, piece: Run) -> Batch | None:
         """The steps of a piece of the run; None if it has none of the questions."""
